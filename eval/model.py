@@ -1,0 +1,147 @@
+"""The model class that VLMEvalKit builds: one chat request per question to an OpenAI-compatible endpoint.
+
+VLMEvalKit's own API classes send images as JPEG, drop `usage` and `finish_reason`, wait up to half a second before each
+request, and turn a failed request into a prediction that is scored as wrong. This one does none of that.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import mimetypes
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import urllib3
+from PIL import Image
+from vlmeval.api.base import BaseAPI
+
+from eval import session
+from eval.session import AskError
+
+_SENT_AS_IS = {"image/png", "image/jpeg"}
+_RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
+_pools: dict[int, urllib3.PoolManager] = {}
+_pool_lock = threading.Lock()
+
+
+def pool(connections: int) -> urllib3.PoolManager:
+    """One keep-alive pool for all runs. urllib3 takes no proxy from the environment, as a loopback endpoint needs."""
+    with _pool_lock:
+        if connections not in _pools:
+            _pools[connections] = urllib3.PoolManager(maxsize=connections, block=True, retries=False)
+        return _pools[connections]
+
+
+def data_url(path: str) -> str:
+    """The image file as a data URL: PNG and JPEG byte for byte, other formats re-encoded as PNG; never resized."""
+    mime = mimetypes.guess_type(path)[0] or ""
+    if mime in _SENT_AS_IS:
+        data = Path(path).read_bytes()
+    else:
+        mime, buffer = "image/png", io.BytesIO()
+        with Image.open(path) as image:
+            image.save(buffer, "PNG")
+        data = buffer.getvalue()
+    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
+
+
+def content(message: list[dict[str, Any]], instruction: str | None) -> list[dict[str, Any]]:
+    """VLMEvalKit's message as OpenAI content parts; the instruction closes the last text."""
+    parts: list[dict[str, Any]] = []
+    for item in message:
+        if item["type"] == "image":
+            parts.append({"type": "image_url", "image_url": {"url": data_url(item["value"])}})
+        else:
+            parts.append({"type": "text", "text": item["value"]})
+    if instruction:
+        last = parts[-1]
+        if last["type"] != "text":
+            raise AskError(f"the prompt ends with an image, so the instruction has no text to close: {message}")
+        last["text"] = last["text"].rstrip() + "\n" + instruction
+    return parts
+
+
+def question_seed(base: int, run: int, benchmark: str, index: str) -> int:
+    """A seed of 31 bits for one question of one run: equal seeds would make the samples of a run go wrong together."""
+    digest = hashlib.sha256(f"{base}/{run}/{benchmark}/{index}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+class SynergyEndpoint(BaseAPI):
+    """`served` is the name the endpoint knows the model by; VLMEvalKit knows it by that and the number of the run."""
+
+    is_api = True
+
+    def __init__(self, served: str, run: int) -> None:
+        super().__init__(verbose=False)
+        self.served = served
+        self.run = run
+
+    def generate(self, message: list[dict[str, Any]], dataset: str | None = None) -> str:
+        """The response text. Raises AskError, and the whole evaluation stops, when the endpoint does not answer."""
+        state = session.current()
+        state.check()
+        benchmark, index = str(dataset), str(message[0]["question"])
+        try:
+            seed = question_seed(state.spec.seed, self.run, benchmark, index)
+            parts = content(message, state.spec.instruction)
+            payload = {"model": self.served, "messages": [{"role": "user", "content": parts}], "seed": seed}
+            body = json.dumps({**payload, **state.spec.sampling}).encode()
+            key = f"{self.run}/{benchmark}/{index}/{hashlib.sha256(body).hexdigest()[:32]}"
+            row = state.answered(key)
+            if row is None:
+                row = {"run": self.run, "benchmark": benchmark, "index": index, "seed": seed, **self._ask(body)}
+                state.record(key, row)
+        except Exception as err:
+            state.fail(f"benchmark {benchmark}, run {self.run}, question {index}: {err}")
+            raise
+        return str(row["response"])
+
+    def _ask(self, body: bytes) -> dict[str, Any]:
+        """Send one request; what may pass (connection, timeout, busy server) is tried again, a refusal is not."""
+        spec = session.current().spec
+        url, begin, reason = f"{spec.endpoint}/chat/completions", time.monotonic(), ""
+        for attempt in range(spec.retries + 1):
+            if attempt:
+                time.sleep(min(2.0 ** (attempt - 1), 30.0))
+                session.current().check()
+            try:
+                reply = pool(spec.workers).request(
+                    "POST",
+                    url,
+                    body=body,
+                    headers={"Content-Type": "application/json"},
+                    timeout=urllib3.Timeout(connect=30.0, read=spec.request_timeout),
+                )
+            except urllib3.exceptions.HTTPError as err:
+                reason = f"{type(err).__name__}: {err}"
+                continue
+            if reply.status == 200:
+                return {**read_reply(reply.data), "seconds": round(time.monotonic() - begin, 3)}
+            reason = f"HTTP {reply.status}: {reply.data[:500].decode(errors='replace')}"
+            if reply.status not in _RETRY_STATUS:
+                break
+        raise AskError(f"no answer from {url}: {reason}")
+
+
+def read_reply(data: bytes) -> dict[str, Any]:
+    """Response, its length in tokens and why it ended. Raises AskError for a reply without them."""
+    try:
+        reply: Mapping[str, Any] = json.loads(data)
+        choice = reply["choices"][0]
+        # A lone surrogate would make VLMEvalKit's JSON dump fail and fall back to a pickle that nobody reads.
+        text = (choice["message"]["content"] or "").encode("utf-8", "replace").decode()
+        return {
+            "tokens": int(reply["usage"]["completion_tokens"]),
+            "prompt_tokens": int(reply["usage"]["prompt_tokens"]),
+            "finish_reason": str(choice["finish_reason"]),
+            "response": text,
+        }
+    except (ValueError, KeyError, TypeError, IndexError) as err:
+        raise AskError(f"unreadable reply ({type(err).__name__} {err}): {data[:500].decode(errors='replace')}") from err

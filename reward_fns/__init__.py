@@ -1,0 +1,1 @@
+"""The answer checker and the reward functions: one judge for RL, sampling and evaluation. Imports no torch."""

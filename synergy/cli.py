@@ -1,0 +1,93 @@
+"""The console script ``synergy <verb>`` and what all verbs share: composing the config, and telling errors.
+
+Exit codes: 0 done, 1 a framework failed, 2 something the user can mend, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from synergy import paths
+from synergy.errors import StageFailed, UserError
+
+if TYPE_CHECKING:
+    from synergy.config import Config
+
+VERBS = {
+    "run": "run a recipe to its report; what is finished is reused",
+    "plan": "say what run would do, and why, without doing it",
+    "report": "draw the report of a recipe from finished stages",
+    "doctor": "say what is installed, what is missing and how to mend it",
+}
+
+
+def main() -> int:
+    """Entry of the console script."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb not in VERBS:
+        lines = "".join(f"  synergy {name:<8}{text}\n" for name, text in VERBS.items())
+        print(f"usage:\n{lines}each verb takes --help; for example: synergy plan recipe=progressive")
+        return 0 if verb in ("-h", "--help") else 2
+    import importlib
+
+    sys.argv = [f"synergy {verb}", *sys.argv[2:]]
+    code: int = importlib.import_module(f"synergy.{verb}").main()
+    return code
+
+
+def with_config(action: Callable[[Config], None]) -> int:
+    """Composes the config from the command line with Hydra (``--multirun`` included), calls the action for each, returns the
+    exit code. Every known error is one message on stderr."""
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us instead of Hydra's own report
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    import hydra
+    from synergy.config import Config
+
+    failed: list[BaseException] = []
+
+    def guarded(cfg: Any) -> None:
+        if failed:  # a sweep stops at its first failure
+            return
+        try:
+            action(OmegaConf.to_object(cfg))
+        except (UserError, StageFailed, OmegaConfBaseException, KeyboardInterrupt) as error:  # Hydra would print a report of its own
+            failed.append(error)
+
+    ConfigStore.instance().store(name="schema", node=Config)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        hydra.main(version_base="1.3", config_path=str(paths.ROOT / "recipes"), config_name="config")(guarded)()
+    except (HydraException, OmegaConfBaseException) as error:
+        failed.append(error)
+    if not failed:
+        return 0
+    if isinstance(failed[0], KeyboardInterrupt):
+        return tell("interrupted; nothing runs any more, and the same command continues where this stopped", 130)
+    return tell(_reason(failed[0]), 1 if isinstance(failed[0], StageFailed) else 2)
+
+
+def tell(message: str, code: int) -> int:
+    print(f"synergy: {message}", file=sys.stderr, flush=True)
+    return code
+
+
+def _reason(error: BaseException) -> str:
+    """The message of an error and of what caused it, without repetition."""
+    found, seen = [str(error).strip()], error.__cause__
+    while seen is not None and not isinstance(error, UserError):
+        if str(seen).strip() and str(seen).strip() not in found[0]:
+            found.append(str(seen).strip())
+        seen = seen.__cause__
+    return "\n".join(found)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,152 @@
+"""The config, as Hydra composes it: every key of ours with its type and default. Native keys of a framework stand below
+``sft.config``, ``rl.verl``, ``sample.engine`` and ``evaluate.server`` under the framework's own names, and are checked by it.
+
+Unknown keys are refused by name. Recipe knobs are checked by the dataclass of their strategy (``synergy/strategies``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from omegaconf import MISSING
+
+
+@dataclass
+class Model:
+    path: str = MISSING
+    """A local checkpoint folder, a hub name, or ``lab`` for the tiny model that ships with the package."""
+    revision: str | None = None
+    """Hub commit; compulsory for a hub name, since a name alone does not say which weights."""
+    template: str = "qwen2_vl"
+    """LLaMA-Factory's name of the chat template."""
+
+
+@dataclass
+class Benchmark:
+    name: str = MISSING
+    records: str = MISSING
+    """JSONL of records, relative to the data source."""
+    kind: str = "open"
+    """open: the answer is judged; choice: its letter or content."""
+
+
+@dataclass
+class Data:
+    source: str = MISSING
+    """``lab`` (handwritten digits, made on the spot) or a folder with the JSONL files below."""
+    train: str = "train.jsonl"
+    validation: str | None = "val.jsonl"
+    instruction: str = MISSING
+    """Appended to every query in SFT, RL and the evaluation of tuned models."""
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Only for ``lab``: number of records per split."""
+    limit: int | None = None
+    """Use only the first so many training records."""
+    seed: int = 0
+
+
+@dataclass
+class Sft:
+    config: dict[str, Any] = field(default_factory=dict)
+    """LLaMA-Factory's own keys."""
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Rl:
+    verl: dict[str, Any] = field(default_factory=dict)
+    """verl's own keys; a key that verl does not know is an error."""
+    verl_add: dict[str, Any] = field(default_factory=dict)
+    """Keys that verl accepts but whose defaults it does not list (passed with ``++``)."""
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Sampling:
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    max_tokens: int = MISSING
+    seed: int = 0
+
+
+@dataclass
+class Sample:
+    n: int = 8
+    """Responses per question."""
+    sampling: Sampling = field(default_factory=Sampling)
+    engine: dict[str, Any] = field(default_factory=dict)
+    """Arguments of ``vllm.LLM``."""
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Evaluate:
+    benchmarks: list[Benchmark] = field(default_factory=list)
+    runs: int = 4
+    sampling: Sampling = field(default_factory=Sampling)
+    workers: int = 64
+    """Requests in flight."""
+    server: list[str] = field(default_factory=list)
+    """Arguments of vLLM's OpenAI-compatible server."""
+    port: int | None = None
+    """Null: a free one."""
+    startup_timeout: float = 600.0
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Lengths:
+    """Response lengths in tokens."""
+
+    rl: int = MISSING
+    rl_after_sft: int = MISSING
+    """The paper gives RL more room when it starts from an SFT model."""
+
+
+@dataclass
+class Budget:
+    """What one pass of plain RL is; recipes with rounds split it."""
+
+    rl_epochs: int = MISSING
+    """Times that plain RL sees every training question."""
+    rl_steps: int | None = None
+    """Optimizer steps instead of epochs; null: by ``rl_epochs``."""
+
+
+@dataclass
+class Frameworks:
+    """Interpreter of each framework; null: the environments made by ``make setup``."""
+
+    llamafactory: str | None = None
+    verl: str | None = None
+    vllm: str | None = None
+    vlmevalkit: str | None = None
+
+
+@dataclass
+class Run:
+    dir: str = "runs"
+    """Everything is written below; recipes share finished stages here."""
+    stall_minutes: float = 30.0
+    """A framework that says nothing for so long is stopped."""
+    keep_work: bool = False
+    """Keep the frameworks' own checkpoints after a stage is published."""
+
+
+@dataclass
+class Config:
+    recipe: Any = MISSING
+    seed: int = 0
+    """Of training: data order, SFT, rollouts. The data themselves have ``data.seed``."""
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    lengths: Lengths = field(default_factory=Lengths)
+    budget: Budget = field(default_factory=Budget)
+    sft: Sft = field(default_factory=Sft)
+    rl: Rl = field(default_factory=Rl)
+    sample: Sample = field(default_factory=Sample)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    frameworks: Frameworks = field(default_factory=Frameworks)
+    run: Run = field(default_factory=Run)

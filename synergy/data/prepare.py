@@ -1,0 +1,118 @@
+"""Program of the ``prepare`` stage: ``python -m synergy.data.prepare SPEC.json`` writes one part of the data below ``out``.
+
+Parts: ``train`` (records, LLaMA-Factory files), ``benchmarks`` (VLMEvalKit TSVs), ``round`` (see rounds.py). Exits with
+code 2 and one line for a mistake in the data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from synergy.data import checks, records, rounds, writers
+from synergy.data.records import Record
+from synergy.errors import UserError
+
+
+def train(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """records/{train,validation}.jsonl with their images, and sft/ with the full long traces."""
+    source = _source(spec, out / "lab")
+    splits = {"train": spec["train"], "validation": spec["validation"]}
+    grid, words = checks.grid(Path(spec["base"])), checks.tokenizer(Path(spec["base"]))
+    rows: dict[str, list[tuple[Record, str, str | None]]] = {}
+    figures: dict[str, Any] = {}
+    for split, name in splits.items():
+        if not name:
+            continue
+        found = records.read(source / name)[: spec["limit"] if split == "train" else None]
+        visual = checks.images(found, source, grid)
+        rows[split] = [(record, record.trace, spec["instruction"]) for record in found if record.trace]
+        tokens = checks.lengths(rows[split], visual, words, spec["cutoff_len"])
+        _take_images(found, source, out / "records")
+        records.write(out / "records" / f"{split}.jsonl", found)
+        figures[split] = {"records": len(found), "traces": len(rows[split]), "tokens_mean": mean(tokens) if tokens else 0}
+        print(f"{split}: {len(found)} records, {len(rows[split])} traces, longest {max(tokens, default=0)} tokens")
+    writers.llamafactory(out / "sft", rows)
+    shutil.rmtree(out / "lab", ignore_errors=True)
+    return figures
+
+
+def benchmarks(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """One TSV per benchmark and ``benchmarks.json`` that lists them."""
+    source = _source(spec, out / "lab")
+    listed, figures = [], {}
+    for bench in spec["benchmarks"]:
+        found = [_levelled(record) for record in records.read(source / bench["records"])]
+        unknown = [record.id for record in found if record.level is None]
+        if unknown:
+            raise UserError(
+                f"benchmark {bench['name']}: {len(unknown)} questions have no difficulty level (first: {unknown[0]!r}); "
+                "add 'passes' (correct of 16 runs of the base model) or 'level' to its records"
+            )
+        checks.images(found, source, checks.grid(Path(spec["base"])))
+        writers.vlmevalkit(out / f"{bench['name']}.tsv", found, source)
+        listed.append({"name": bench["name"], "tsv": f"{bench['name']}.tsv", "kind": bench["kind"]})
+        levels = [record.level for record in found]
+        figures[bench["name"]] = {f"level_{n}": levels.count(n) for n in range(1, 6)}
+        print(f"{bench['name']}: {len(found)} questions, by level {[levels.count(n) for n in range(1, 6)]}")
+    (out / "benchmarks.json").write_text(json.dumps(listed, indent=1) + "\n")
+    shutil.rmtree(out / "lab", ignore_errors=True)
+    return figures
+
+
+def _levelled(record: Record) -> Record:
+    if record.level is None and record.passes is not None:
+        return replace(record, level=records.level(record.passes))
+    return record
+
+
+def _source(spec: Mapping[str, Any], lab: Path) -> Path:
+    """The folder of the records: the user's, or the lab's, made on the spot."""
+    if spec["source"] != "lab":
+        return Path(spec["inputs_source"])
+    from synergy.lab import digits
+
+    digits.write(lab, seed=spec["seed"], **spec["sizes"])
+    return lab
+
+
+def _take_images(found: list[Record], source: Path, target: Path) -> None:
+    """Links the images (copies where links are impossible) under the same relative names."""
+    for record in found:
+        for name in record.images:
+            place = target / name
+            if place.exists():
+                continue
+            place.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(source / name, place)
+            except OSError:
+                shutil.copy2(source / name, place)
+
+
+PARTS = {"train": train, "benchmarks": benchmarks, "round": rounds.build}
+
+
+def main(argv: list[str]) -> int:
+    spec = json.loads(Path(argv[1]).read_text())
+    out = Path(spec["out"])
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    try:
+        figures = PARTS[spec["part"]](spec, out)
+    except UserError as error:
+        print(error, flush=True)
+        return 2
+    (out / "figures.json").write_text(json.dumps(figures, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,36 @@
+"""Disk that a plan will need, estimated from the base model's size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from synergy.driver.plan import Step
+
+OPTIMIZER_FACTOR = 4
+"""fp32 master weights and Adam's two moments beside the weights, in units of float32 weights."""
+KEPT_CHECKPOINTS = 2
+DATA_BYTES = 50_000_000
+
+
+def weights(folder: Path) -> int:
+    """Bytes of the weight files in a checkpoint folder."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def of_step(step: Step, model: int) -> int:
+    """Bytes that a step writes at its peak: native checkpoints while it trains, and its published output."""
+    if step.action == "reuse":
+        return 0
+    if step.stage.kind in ("sft", "rl"):
+        return model * (1 + KEPT_CHECKPOINTS * OPTIMIZER_FACTOR)
+    return DATA_BYTES
+
+
+def needed(steps: Sequence[Step]) -> int:
+    """Bytes free at the start: all published outputs, and the native checkpoints of the largest stage."""
+    base = next((step.inputs["base"] for step in steps if "base" in step.inputs), None)
+    model = weights(base) if base is not None and base.is_dir() else 0
+    peaks = [of_step(step, model) for step in steps]
+    kept = sum(model for step in steps if step.stage.kind in ("sft", "rl") and step.action != "reuse")
+    return kept + max(peaks, default=0)

@@ -1,0 +1,166 @@
+"""Execution: runs the steps of a plan one after the other and publishes what they make.
+
+Publish = collect aside, verify, fsync, rename, then one line in the ledger. Whatever is killed before that line was written
+is not there, and the next run continues from the framework's own last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from synergy import stages
+from synergy.driver import identity, ledger, process
+from synergy.driver.ledger import Entry
+from synergy.driver.plan import Plan, Step
+from synergy.errors import StageFailed, UserError
+from synergy.stages import Command, Job, Progress
+
+USER_ERROR = 2
+"""Exit code by which a program of ours says that its last line is a message for the user."""
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """What the display wants to hear: a stage starts, moves on, and is done (with the word for how)."""
+
+    start: Callable[[Step], None]
+    tick: Callable[[Step, Progress | None], None]
+    done: Callable[[Step, str, float], None]
+
+
+def run(todo: Plan, stall_seconds: float, watch: Watcher, keep_work: bool = False) -> list[Entry]:
+    """Runs the plan; returns the ledger entries of all its stages, in order. One driver at a time per run directory."""
+    space = todo.space
+    lock = FileLock(space.root / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        owner = (space.root / ".owner").read_text() if (space.root / ".owner").exists() else "unknown"
+        raise UserError(
+            f"another driver ({owner.strip()}) works in {space.root}; wait for it, stop it, or set another run.dir"
+        ) from error
+    try:
+        (space.root / ".owner").write_text(f"pid {os.getpid()} on {os.uname().nodename}\n")
+        entries: dict[str, Entry] = {}
+        for step in todo.steps:
+            watch.start(step)
+            if step.action == "reuse" and step.entry is not None:
+                entries[step.stage.name] = step.entry
+                watch.done(step, "reused", 0.0)
+                continue
+            inputs = {role: entries[name].digest for role, name in step.stage.inputs.items() if name in entries}
+            entry = _run_step(step, todo, stall_seconds, watch, inputs)
+            entries[step.stage.name] = entry
+            if not keep_work:
+                shutil.rmtree(step.folder / "work", ignore_errors=True)
+            watch.done(step, "done", entry.seconds)
+        return list(entries.values())
+    finally:
+        lock.release()
+
+
+def _run_step(step: Step, todo: Plan, stall_seconds: float, watch: Watcher, inputs: dict[str, str]) -> Entry:
+    kind = stages.kind(step.stage.kind)
+    process.reap(step.key)  # left by a driver that was killed
+    started, attempt = time.time(), _next_attempt(step.folder)
+    job = step.job(todo.pythons, attempt)
+    job.attempt.mkdir(parents=True)
+    job.work.mkdir(exist_ok=True)
+    command = kind.command(job)
+    peak = _run_command(command, job, stall_seconds, watch, step) if command is not None else 0
+    aside = step.folder / ".publishing"
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        figures = kind.collect(job, aside)
+    except StageFailed as error:
+        raise StageFailed(f"stage {step.stage.name}: {error}\nlog: {_log(job)}") from error
+    _sync(aside)
+    if job.output.exists():
+        job.output.rename(step.folder / f"superseded-{attempt}")
+    aside.rename(job.output)
+    _sync_folder(step.folder)
+    entry = Entry(
+        key=step.key,
+        kind=step.stage.kind,
+        name=step.stage.name,
+        output=str(job.output.relative_to(todo.space.root)),
+        digest=identity.digest(job.output),
+        fingerprint=identity.fingerprint(job.output),
+        identity=dict(step.parts),
+        inputs=inputs,
+        figures=figures,
+        started=started,
+        seconds=time.time() - started,
+        peak_memory=peak,
+        attempt=attempt,
+    )
+    ledger.append(todo.space.ledger, entry)
+    return entry
+
+
+def _run_command(command: Command, job: Job, stall_seconds: float, watch: Watcher, step: Step) -> int:
+    """Runs a stage's command to a good end; returns its peak memory. Raises UserError or StageFailed otherwise."""
+    kind = stages.kind(job.stage.kind)
+    script = job.attempt / "command.sh"
+    script.write_text(process.shell_script(command))
+    script.chmod(0o755)
+    last: list[Progress | None] = [None]
+    moved = [0.0]
+
+    def tick() -> None:
+        now = kind.progress(job)
+        if now != last[0]:
+            last[0], moved[0] = now, time.time()
+        watch.tick(step, now)
+
+    outcome = process.run(command, job.key, _log(job), tick, lambda: moved[0], stall_seconds)
+    (job.attempt / "outcome.json").write_text(
+        json.dumps({"code": outcome.code, "seconds": outcome.seconds, "peak_memory": outcome.peak_memory}) + "\n"
+    )
+    if outcome.code == 0 and not outcome.stalled:
+        return outcome.peak_memory
+    if outcome.code == USER_ERROR and not outcome.stalled:
+        raise UserError(f"stage {job.stage.name}: {process.tail(_log(job), 1)}")
+    what = f"said nothing for {stall_seconds / 60:.0f} minutes and was stopped" if outcome.stalled else _ended(outcome.code)
+    raise StageFailed(
+        f"stage {job.stage.name} ({job.stage.kind}) {what}. Its last lines:\n{process.tail(_log(job))}\n"
+        f"log: {_log(job)}\nrun it by hand: {script}\nthe same synergy command continues from its last checkpoint"
+    )
+
+
+def _ended(code: int) -> str:
+    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+
+
+def _log(job: Job) -> Path:
+    return job.attempt / "log.txt"
+
+
+def _next_attempt(folder: Path) -> int:
+    return 1 + max((int(p.name.removeprefix("attempt-")) for p in folder.glob("attempt-*")), default=0)
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+        else:
+            _sync_folder(path)
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

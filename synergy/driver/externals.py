@@ -1,0 +1,75 @@
+"""External inputs of a plan: the base model and the data source, where they lie and what they are."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from synergy.config import Config
+from synergy.driver import identity
+from synergy.errors import UserError
+
+LAB = "lab"
+
+
+@dataclass(frozen=True)
+class External:
+    """path: local folder. digest: of its content, or of hub name and commit, which say the same."""
+
+    path: Path
+    digest: str
+
+
+def resolve(cfg: Config, cache: Path | None, fetch: bool) -> Mapping[str, External]:
+    """``base`` and, for data in a folder, ``source``. fetch: download a hub model that is not in the local cache yet.
+
+    Raises UserError for a missing folder, or a hub name without commit.
+    """
+    found = {"base": _model(cfg, cache, fetch)}
+    if cfg.data.source != LAB:
+        folder = Path(cfg.data.source).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"data.source={cfg.data.source}: no such folder; give the folder of the JSONL files, or 'lab'")
+        for name in filter(None, (cfg.data.train, cfg.data.validation)):
+            if not os.access(folder / name, os.R_OK):
+                raise UserError(f"{folder / name} is missing or unreadable; see data.train and data.validation")
+        found["source"] = External(folder.resolve(), identity.digest(folder, cache))
+    return found
+
+
+def _model(cfg: Config, cache: Path | None, fetch: bool) -> External:
+    name = cfg.model.path
+    if name == LAB:
+        from synergy import lab
+
+        return External(lab.BASE, identity.digest(lab.BASE, cache))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").exists():
+            raise UserError(f"model.path={name} has no config.json: not a checkpoint in Hugging Face format")
+        return External(folder.resolve(), identity.digest(folder, cache))
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise UserError(f"model.path={name}: no such folder, and not a hub name (owner/name); or use 'lab'")
+    return _hub(name, cfg.model.revision, fetch)
+
+
+def _hub(name: str, revision: str | None, fetch: bool) -> External:
+    if not revision or not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise UserError(f"model.path={name} is a hub name: set model.revision to its 40-digit commit, a branch can move")
+    digest = identity.sha(f"hub:{name}@{revision}")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return External(Path(snapshot_download(name, revision=revision, local_files_only=not fetch)), digest)
+    except ImportError as error:
+        raise UserError("hub models need the package huggingface_hub: run `make setup`") from error
+    except Exception as error:  # the hub client raises many kinds; each means: not to be had now
+        if not fetch:
+            return External(Path(f"{name}@{revision[:8]} (to be downloaded)"), digest)
+        raise UserError(
+            f"model.path={name}: download failed ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            "check the network, log in for gated models, or give a local folder"
+        ) from error

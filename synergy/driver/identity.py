@@ -1,0 +1,118 @@
+"""Identity: the key of a stage and the digest of a folder.
+
+A stage's key is a hash over its kind, its identity settings, the keys of the stages it builds on and the content digests of
+its external inputs, the reward source, and the versions of the frameworks that run it. It is known before anything runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from synergy import paths, stages
+from synergy.errors import UserError
+
+SCHEMA = 1
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def sha(text: str | bytes) -> str:
+    return hashlib.sha256(text.encode() if isinstance(text, str) else text).hexdigest()
+
+
+def identity(stage: stages.Stage, inputs: Mapping[str, str], versions: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that decides a stage's result. inputs: role -> key of the stage, or digest of the external input, behind it;
+    versions: of the distributions that its frameworks compute with.
+
+    Raises UserError for a setting that its kind does not classify.
+    """
+    kind = stages.kind(stage.kind)
+    unknown = set(stage.settings) - kind.IDENTITY - kind.RUNTIME
+    if unknown:
+        raise UserError(f"stage {stage.name}: settings {sorted(unknown)} are neither identity nor run-time of '{stage.kind}'")
+    parts: dict[str, Any] = {
+        "schema": SCHEMA,
+        "kind": stage.kind,
+        "version": kind.VERSION,
+        "settings": kind.identity(stage.settings),
+        "inputs": dict(inputs),
+        "packages": dict(versions),
+    }
+    if stage.kind in ("sample", "rl", "evaluate"):
+        parts["reward"] = source_digest(paths.ROOT / "reward_fns")
+    return parts
+
+
+def key(parts: Mapping[str, Any]) -> str:
+    """The stage key: 64 hex digits."""
+    return sha(canonical(parts))
+
+
+def differences(old: Any, new: Any, at: str = "") -> list[str]:
+    """What changed between two identities, as ``path: old -> new`` lines."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        names = sorted(set(old) | set(new))
+        return [d for n in names for d in differences(old.get(n), new.get(n), f"{at}.{n}" if at else n)]
+    return [] if old == new else [f"{at}: {_brief(old)} -> {_brief(new)}"]
+
+
+def _brief(value: Any) -> str:
+    text = canonical(value)
+    return text if len(text) <= 24 else text[:10] + "…" + text[-4:]
+
+
+def source_digest(folder: Path) -> str:
+    """One digest over the Python files of a folder."""
+    files = sorted(folder.rglob("*.py"))
+    return sha("".join(f"{f.relative_to(folder)}:{sha(f.read_bytes())}\n" for f in files))
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(p for p in path.rglob("*") if p.is_file())
+
+
+def fingerprint(path: Path) -> str:
+    """Cheap stand-in for the digest: names, sizes, modification times and inodes of all files."""
+    rows = []
+    for file in _files(path):
+        stat = file.stat()
+        rows.append([str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns, stat.st_ino])
+    return sha(canonical(rows))
+
+
+def _file_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digest(path: Path, cache: Path | None = None) -> str:
+    """Content digest of a file or folder, read with several threads, remembered in ``cache`` by fingerprint."""
+    mark = fingerprint(path)
+    known: dict[str, str] = {}
+    if cache is not None and cache.exists():
+        try:
+            known = json.loads(cache.read_text())
+        except json.JSONDecodeError:
+            known = {}
+        if mark in known:
+            return known[mark]
+    files = _files(path)
+    with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) * 2)) as pool:
+        sums = list(pool.map(_file_digest, files))
+    value = sha(canonical([[str(f.relative_to(path)), s] for f, s in zip(files, sums, strict=True)]))
+    if cache is not None and os.access(cache.parent, os.W_OK):
+        aside = cache.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps({**known, mark: value}))
+        os.replace(aside, cache)
+    return value

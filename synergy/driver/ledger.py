@@ -1,0 +1,65 @@
+"""The ledger: one JSON line per published stage. What is not in the ledger does not exist.
+
+A line is appended only after the stage's output was renamed into place; a torn last line (a crash while writing) is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A published stage: its key, where it lies, what it was made from (digests) and what it cost."""
+
+    key: str
+    kind: str
+    name: str
+    output: str
+    digest: str
+    fingerprint: str
+    identity: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+    started: float = 0.0
+    seconds: float = 0.0
+    peak_memory: int = 0
+    attempt: int = 1
+    schema: int = SCHEMA
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    if not path.exists():
+        return
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict) and row.get("schema") == SCHEMA:
+            yield row
+
+
+def read(path: Path) -> dict[str, Entry]:
+    """Key -> its newest entry."""
+    return {row["key"]: Entry(**row) for row in _lines(path)}
+
+
+def append(path: Path, entry: Entry) -> None:
+    """Adds one line and waits until it is on disk; starts on a fresh line if the last one is torn."""
+    line = json.dumps(asdict(entry), sort_keys=True) + "\n"
+    fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        size = os.fstat(fd).st_size
+        torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
+        os.write(fd, (("\n" if torn else "") + line).encode())
+        os.fsync(fd)
+    finally:
+        os.close(fd)

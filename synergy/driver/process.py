@@ -1,0 +1,143 @@
+"""Runs one native command as a child in its own session, watches it, and leaves nothing behind.
+
+Every process of a stage carries the mark ``SYNERGY_STAGE`` in its environment: Ray and vLLM start daemons outside the
+child's process group, and a driver that was killed can't clean up, so the next one finds what is left by this mark.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shlex
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from synergy.stages import Command
+
+MARK = "SYNERGY_STAGE"
+GRACE_SECONDS = 15.0
+POLL_SECONDS = 0.25
+MEMORY_SECONDS = 2.0
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """code: exit status (negative: killed by that signal). stalled: killed for silence. peak_memory: bytes, all processes."""
+
+    code: int
+    stalled: bool
+    seconds: float
+    peak_memory: int
+
+
+def environment(command: Command, mark: str) -> dict[str, str]:
+    """The driver's environment plus the command's. Bytecode is cached: a stage starts up to nine Python processes."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {**env, "PYTHONUNBUFFERED": "1", **command.env, MARK: mark}
+
+
+def marked(mark: str) -> Iterator[psutil.Process]:
+    """All live processes of a stage, wherever they moved in the process tree."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+
+
+def reap(mark: str, grace: float = GRACE_SECONDS) -> int:
+    """Ends what is left of a stage: SIGTERM, ``grace`` seconds, SIGKILL. Returns how many processes there were."""
+    found = list(marked(mark))
+    for process in found:
+        with contextlib.suppress(psutil.Error):
+            process.terminate()
+    psutil.wait_procs(found, timeout=grace)
+    for process in marked(mark):
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    return len(found)
+
+
+def _memory(mark: str) -> int:
+    """Proportional set size of all processes of a stage, bytes: shared pages count once."""
+    total = 0
+    for process in marked(mark):
+        with contextlib.suppress(psutil.Error, OSError):
+            with open(f"/proc/{process.pid}/smaps_rollup") as rollup:
+                total += sum(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Pss:"))
+    return total
+
+
+def run(
+    command: Command,
+    mark: str,
+    log: Path,
+    tick: Callable[[], None],
+    alive: Callable[[], float],
+    stall_seconds: float,
+) -> Outcome:
+    """Runs the command to its end; its output goes to ``log``.
+
+    tick: called about four times a second, for progress. alive: time stamp of the newest sign of life besides the log.
+    A child silent for ``stall_seconds`` is killed. On KeyboardInterrupt, and on any other error, all its processes are ended
+    before the exception goes on.
+    """
+    started, peak, sampled, stalled = time.time(), 0, 0.0, False
+    with log.open("ab") as sink:
+        child = subprocess.Popen(
+            command.argv,
+            cwd=command.cwd,
+            env=environment(command, mark),
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+    try:
+        while child.poll() is None:
+            time.sleep(POLL_SECONDS)
+            tick()
+            now = time.time()
+            if now - sampled >= MEMORY_SECONDS:
+                peak, sampled = max(peak, _memory(mark)), now
+            if now - max(started, log.stat().st_mtime, alive()) > stall_seconds:
+                stalled = True
+                break
+    finally:
+        reap(mark, grace=2.0 if child.poll() is not None else GRACE_SECONDS)
+        child.wait()
+    tick()
+    return Outcome(child.returncode, stalled, time.time() - started, peak)
+
+
+def _die_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def tail(log: Path, lines: int = 20) -> str:
+    """The last lines of a log that say something, for an error message; carriage returns of progress bars are resolved."""
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - 64_000))
+        text = stream.read().decode(errors="replace")
+    rows = [row.rsplit("\r", 1)[-1].rstrip() for row in text.splitlines()]
+    return "\n".join([row for row in rows if row][-lines:])
+
+
+def shell_script(command: Command) -> str:
+    """The command as a script that runs by hand, with every variable it needs."""
+    rows = ["#!/usr/bin/env bash", "set -euo pipefail"]
+    rows += [f"export {name}={shlex.quote(value)}" for name, value in sorted(command.env.items())]
+    if command.cwd is not None:
+        rows.append(f"cd {shlex.quote(str(command.cwd))}")
+    words = [shlex.quote(word) for word in command.argv]
+    rows.append("exec " + " \\\n  ".join(words))
+    return "\n".join(rows) + "\n"

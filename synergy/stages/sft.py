@@ -1,0 +1,184 @@
+"""Kind ``sft``: LLaMA-Factory, ``llamafactory-cli train config.yaml``, on one dataset folder.
+
+Two traps of native resume (LLaMA-Factory 0.9.5, transformers 5.5): the weights of Qwen2.5-VL are not restored unless the
+checkpoint's tensors bear run-time names, and a finished output directory that is entered again is overwritten.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from synergy import paths
+from synergy.driver import checkpoint, handoff
+from synergy.errors import UserError
+from synergy.stages import Command, Job, Progress, Stage, llamafactory_check
+
+IDENTITY = frozenset({"config", "template", "weight", "open_ended", "seed"})
+RUNTIME = frozenset({"env"})
+FRAMEWORKS: tuple[str, ...] = ("llamafactory",)
+PACKAGES: tuple[str, ...] = ("llamafactory", "transformers", "torch", "accelerate")
+NATIVE = "llamafactory-cli train config.yaml"
+VERSION = 1
+
+RUNTIME_KEYS = frozenset(
+    "logging_steps log_level logging_first_step disable_tqdm save_steps save_strategy save_total_limit plot_loss report_to "
+    "overwrite_cache preprocessing_num_workers preprocessing_batch_size dataloader_num_workers dataloader_pin_memory "
+    "ddp_timeout run_name project use_swanlab eval_strategy eval_steps per_device_eval_batch_size ray_num_workers".split()
+)
+"""LLaMA-Factory keys that don't change the weights."""
+OURS = frozenset(
+    "model_name_or_path dataset dataset_dir media_dir eval_dataset template output_dir seed data_seed stage do_train "
+    "overwrite_output_dir resume_from_checkpoint".split()
+)
+"""Keys that the driver sets."""
+OPEN_ENDED = "_open_ended"
+"""Suffix of the templates without end of turn (launch/plugins/llamafactory_open_ended.py)."""
+
+
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    config = {k: v for k, v in settings["config"].items() if k not in RUNTIME_KEYS}
+    return {"config": config, **{k: settings[k] for k in IDENTITY if k != "config"}}
+
+
+def check(stage: Stage, pythons: Mapping[str, str]) -> None:
+    config = stage.settings["config"]
+    taken = sorted(OURS & set(config))
+    if taken:
+        raise UserError(f"sft.config.{taken[0]} is set by the driver; take it out of the recipe")
+    llamafactory_check.check({**config, "template": stage.settings["template"]})
+
+
+def native(job: Job) -> dict[str, Any]:
+    """The YAML that LLaMA-Factory gets: the recipe's keys and the paths of this stage."""
+    settings, data = job.settings, job.inputs["data"]
+    config = dict(settings["config"])
+    config["learning_rate"] = config["learning_rate"] * settings["weight"]
+    config |= {
+        "stage": "sft",
+        "do_train": True,
+        "model_name_or_path": str(job.inputs["model"]),
+        "template": settings["template"] + (OPEN_ENDED if settings["open_ended"] else ""),
+        "dataset_dir": str(data / "sft"),
+        "media_dir": str(job.inputs.get("media", data) / "records"),
+        "dataset": "train",
+        "output_dir": str(job.work / "out"),
+        "seed": settings["seed"],
+        "data_seed": settings["seed"],
+    }
+    if config.get("eval_strategy", "no") != "no":
+        if (data / "sft" / "validation.json").exists():
+            config["eval_dataset"] = "validation"
+        else:
+            config["eval_strategy"] = "no"
+    return config
+
+
+def rows(job: Job) -> int:
+    """How many SFT rows there are: none are left when no question is zero-pass any more."""
+    return len(json.loads((job.inputs["data"] / "sft" / "train.json").read_text()))
+
+
+def command(job: Job) -> Command | None:
+    if rows(job) == 0 or _finished(job):
+        return None
+    if resume_point(job) is None:
+        shutil.rmtree(job.work / "out", ignore_errors=True)
+    else:
+        _prepare_resume(job)
+    file = job.attempt / "config.yaml"
+    file.write_text(yaml.safe_dump(native(job), sort_keys=False, allow_unicode=True))
+    python = Path(job.pythons["llamafactory"])
+    program = [str(python.parent / "llamafactory-cli"), "train"]
+    if job.settings["open_ended"]:
+        program = [str(python), str(paths.ROOT / "launch" / "plugins" / "llamafactory_open_ended.py")]
+    env = {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **paths.env_path(python), **job.settings["env"]}
+    return Command((*program, str(file)), env, cwd=job.attempt)
+
+
+def _finished(job: Job) -> bool:
+    """train_results.json is what LLaMA-Factory writes after the final weights."""
+    return (job.work / "out" / "train_results.json").exists()
+
+
+def _checkpoints(job: Job) -> list[Path]:
+    """Complete native checkpoints, oldest first: trainer_state.json is written last and parses, weights are whole."""
+    found = []
+    for folder in (job.work / "out").glob("checkpoint-*"):
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+            checkpoint.read(folder)
+        except (OSError, ValueError, UserError):
+            continue
+        if (folder / "optimizer.pt").exists() or any(folder.glob("global_step*")):
+            found.append(folder)
+    return sorted(found, key=lambda folder: int(folder.name.split("-")[1]))
+
+
+def resume_point(job: Job) -> int | None:
+    if _finished(job):
+        return int(json.loads((job.work / "out" / "trainer_state.json").read_text())["global_step"])
+    found = _checkpoints(job)
+    return int(found[-1].name.split("-")[1]) if found else None
+
+
+def _prepare_resume(job: Job) -> None:
+    """Damaged newer checkpoints go aside, and the newest whole one gets run-time tensor names (see the module's text)."""
+    whole = _checkpoints(job)
+    for folder in (job.work / "out").glob("checkpoint-*"):
+        if folder not in whole:
+            folder.rename(job.work / f"damaged-{folder.name}-{job.attempt.name}")
+    handoff.rename_tensors(whole[-1], runtime_name)
+
+
+def runtime_name(published: str) -> str:
+    """The name a tensor has inside transformers' Qwen2_5_VLForConditionalGeneration."""
+    if published.startswith("visual."):
+        return f"model.{published}"
+    if published.startswith("model."):
+        return "model.language_model." + published.removeprefix("model.")
+    return published
+
+
+def _log_rows(job: Job) -> Iterator[dict[str, Any]]:
+    file = job.work / "out" / "trainer_log.jsonl"
+    if not file.exists():
+        return
+    for line in file.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:  # the line being written
+            continue
+
+
+def progress(job: Job) -> Progress | None:
+    last = None
+    for row in _log_rows(job):
+        if "loss" in row:
+            last = row
+    if last is None:
+        return None
+    return Progress(int(last["current_steps"]), int(last["total_steps"]), "step", f"loss {last['loss']:.3f}")
+
+
+def collect(job: Job, out: Path) -> dict[str, Any]:
+    if rows(job) == 0:
+        handoff.pass_through(job.inputs["model"], out)
+        return {"skipped": "no SFT rows: no question is zero-pass"}
+    figures: dict[str, Any] = dict(handoff.publish(job.work / "out", job.inputs["base"], job.inputs["model"], out))
+    metrics = [
+        {"step": row["current_steps"], **{k: row[k] for k in ("loss", "eval_loss", "lr") if k in row}}
+        for row in _log_rows(job)
+        if "loss" in row or "eval_loss" in row
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in metrics)
+    (job.attempt / "metrics.jsonl").write_text(text)
+    losses = [row["loss"] for row in metrics if "loss" in row]
+    if losses:
+        figures |= {"loss_first": losses[0], "loss_last": losses[-1]}
+    return {**figures, "steps": metrics[-1]["step"] if metrics else 0, "metrics": str(job.attempt.name) + "/metrics.jsonl"}

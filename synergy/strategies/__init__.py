@@ -1,0 +1,45 @@
+"""Strategies: pure functions from config to stages. One file per strategy; each shows its whole algorithm."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from synergy.config import Config
+from synergy.errors import UserError
+from synergy.stages import Stage
+
+STRATEGIES = ("base", "sft", "rl", "two_stage", "progressive")
+
+
+def stages(cfg: Config) -> list[Stage]:
+    """The stages of ``cfg.recipe`` in the order they run. Raises UserError for an unknown strategy or knob."""
+    knobs = dict(cfg.recipe)
+    name = str(knobs.pop("strategy", ""))
+    if name not in STRATEGIES:
+        raise UserError(f"recipe.strategy={name!r} is unknown; one of: {', '.join(STRATEGIES)}")
+    module = importlib.import_module(f"synergy.strategies.{name}")
+    planned: list[Stage] = module.stages(cfg, _knobs(module.Knobs, knobs, name))
+    _check_order(planned)
+    return planned
+
+
+def _knobs(schema: type, given: Mapping[str, Any], name: str) -> Any:
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(given)))
+    except OmegaConfBaseException as error:
+        raise UserError(f"recipe ({name}): {str(error).splitlines()[0]}") from error
+
+
+def _check_order(planned: list[Stage]) -> None:
+    """Every stage has its own name and builds only on earlier stages or external inputs."""
+    seen = {"base"}
+    for stage in planned:
+        late = set(stage.inputs.values()) - seen - {"source"}
+        if late or stage.name in seen:
+            raise ValueError(f"stage {stage.name}: {'needs later ' + str(sorted(late)) if late else 'is there twice'}")
+        seen.add(stage.name)

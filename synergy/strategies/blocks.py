@@ -1,0 +1,139 @@
+"""The pieces that strategies put together: each turns the config into one stage of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from synergy.config import Config
+from synergy.stages import Stage
+
+BASE = "base"
+"""Name of the external input that is the base model."""
+SOURCE = "source"
+"""Name of the external input that is the data source, if it is a folder."""
+
+
+def _source(cfg: Config) -> dict[str, str]:
+    return {"source": BASE if cfg.data.source == "lab" else SOURCE}
+
+
+def train_data(cfg: Config) -> Stage:
+    """Records of the training and validation split, checked, and LLaMA-Factory's files with the full long traces."""
+    settings = {
+        "part": "train",
+        "source": cfg.data.source,
+        "train": cfg.data.train,
+        "validation": cfg.data.validation,
+        "instruction": cfg.data.instruction,
+        "sizes": dict(cfg.data.sizes),
+        "limit": cfg.data.limit,
+        "seed": cfg.data.seed,
+        "template": cfg.model.template,
+        "cutoff_len": cfg.sft.config.get("cutoff_len"),
+    }
+    return Stage("data", "prepare", settings, {"base": BASE, **_source(cfg)}, "questions and long traces, checked")
+
+
+def benchmarks(cfg: Config) -> Stage:
+    """VLMEvalKit's TSV files, with the difficulty level of every question."""
+    settings = {
+        "part": "benchmarks",
+        "source": cfg.data.source,
+        "benchmarks": [{"name": b.name, "records": b.records, "kind": b.kind} for b in cfg.evaluate.benchmarks],
+        "sizes": dict(cfg.data.sizes),
+        "seed": cfg.data.seed,
+    }
+    return Stage("benchmarks", "prepare", settings, {"base": BASE, **_source(cfg)}, "benchmarks with difficulty levels")
+
+
+def round_data(
+    cfg: Config,
+    name: str,
+    data: str,
+    passes: Sequence[str] = (),
+    index: int = 0,
+    rounds: int = 1,
+    prefix: float = 0.0,
+    unit: str = "tokens",
+    prefix_rollouts: int | None = None,
+    note: str = "the order in which RL sees the questions",
+) -> Stage:
+    """Round ``index`` of ``rounds``: its slice of RL's question order, and the SFT rows for zero-pass questions.
+
+    passes: stages whose pass counts say which questions are zero-pass, oldest first. prefix: share of the external trace
+    that those questions get in this round; 1: the whole trace as SFT only, 0: nothing.
+    """
+    settings = {
+        "part": "round",
+        "index": index,
+        "rounds": rounds,
+        "epochs": cfg.budget.rl_epochs,
+        "steps": cfg.budget.rl_steps,
+        "batch": cfg.rl.verl["data"]["train_batch_size"],
+        "instruction": cfg.data.instruction,
+        "seed": cfg.seed,
+        "prefix": prefix,
+        "unit": unit,
+        "prefix_rollouts": prefix_rollouts,
+    }
+    inputs = {"base": BASE, "data": data, **{f"passes_{i}": stage for i, stage in enumerate(passes)}}
+    return Stage(name, "prepare", settings, inputs, note)
+
+
+def sample(cfg: Config, name: str, model: str, data: str, order: str, note: str) -> Stage:
+    """Pass counts of the training questions that ``order`` lists, n responses each."""
+    settings = {
+        "n": cfg.sample.n,
+        "seed": cfg.seed,
+        "sampling": asdict(cfg.sample.sampling),
+        "instruction": cfg.data.instruction,
+        "engine": dict(cfg.sample.engine),
+        "env": dict(cfg.sample.env),
+    }
+    return Stage(name, "sample", settings, {"model": model, "data": data, "order": order}, note)
+
+
+def sft(
+    cfg: Config, name: str, model: str, data: str, note: str, weight: float = 1.0, open_ended: bool = False, **native: Any
+) -> Stage:
+    """LLaMA-Factory on the data's SFT rows. weight: factor on the learning rate; native: keys set by the strategy."""
+    settings = {
+        "config": {**dict(cfg.sft.config), **native},
+        "template": cfg.model.template,
+        "weight": weight,
+        "seed": cfg.seed,
+        "open_ended": open_ended,
+        "env": dict(cfg.sft.env),
+    }
+    return Stage(name, "sft", settings, {"base": BASE, "model": model, "data": data, "media": "data"}, note)
+
+
+def rl(cfg: Config, name: str, model: str, data: str, note: str, max_response_length: int) -> Stage:
+    """verl GRPO on the data's question order."""
+    settings = {
+        "verl": dict(cfg.rl.verl),
+        "verl_add": dict(cfg.rl.verl_add),
+        "max_response_length": max_response_length,
+        "seed": cfg.seed,
+        "env": dict(cfg.rl.env),
+    }
+    return Stage(name, "rl", settings, {"base": BASE, "model": model, "data": data}, note)
+
+
+def evaluate(cfg: Config, model: str, instructed: bool = True) -> Stage:
+    """Accuracy and response length per level. The base model gets no instruction, as in the paper."""
+    ev = cfg.evaluate
+    settings = {
+        "runs": ev.runs,
+        "sampling": asdict(ev.sampling),
+        "instruction": cfg.data.instruction if instructed else None,
+        "workers": ev.workers,
+        "server": list(ev.server),
+        "port": ev.port,
+        "startup_timeout": ev.startup_timeout,
+        "env": dict(ev.env),
+    }
+    note = f"accuracy and length of {model}, {ev.runs} runs"
+    return Stage(f"eval-{model}", "evaluate", settings, {"model": model, "benchmarks": "benchmarks"}, note)

@@ -1,0 +1,155 @@
+"""A vLLM OpenAI-compatible server for as long as a `with` block lasts, stopped whatever happens."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from synergy.errors import UserError
+
+HOST = "127.0.0.1"
+_GRACE_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+class ServerError(RuntimeError):
+    """The server ended, or was not ready in time; the message ends with the last lines of its log."""
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """`port` None: any free one. `args` are vLLM's own; `env` is added to the environment. Times in seconds."""
+
+    model: Path
+    served_name: str
+    log: Path
+    args: Sequence[str] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    port: int | None = None
+    startup_timeout: float = 600.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server that was started; not necessarily ready."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    log: Path
+
+    @property
+    def endpoint(self) -> str:
+        """Base URL of its OpenAI API."""
+        return f"http://{HOST}:{self.port}/v1"
+
+    def check(self) -> None:
+        """Raises ServerError if the server has ended."""
+        code = self.process.poll()
+        if code is not None:
+            self.fail(f"the vLLM server ended with code {code}")
+
+    def fail(self, reason: str) -> NoReturn:
+        """Raises ServerError with the last lines of the log."""
+        raise ServerError(f"{reason}; {last_lines(self.log)}")
+
+    def ready(self) -> bool:
+        """Whether /health answers and it is our server that answers. Raises ServerError if it has ended."""
+        try:
+            with _direct.open(f"http://{HOST}:{self.port}/health", timeout=5.0) as reply:
+                healthy = reply.status == 200
+        except (OSError, urllib.error.URLError):
+            healthy = False
+        self.check()
+        return healthy
+
+
+# Without the proxies of the environment: a proxy cannot reach our loopback.
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def die_with_parent() -> None:
+    """For `preexec_fn`: the kernel sends SIGTERM when the parent dies, even of SIGKILL."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def choose_port(port: int | None) -> int:
+    """The port asked for, or any free one. Raises UserError if the one asked for is in use or not allowed."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port or 0))
+        except (OSError, OverflowError) as err:
+            raise UserError(
+                f"the evaluation server cannot use port {port} on {HOST}: {err}. End what uses it, choose another, "
+                "or set the port to null for any free one"
+            ) from err
+        return int(probe.getsockname()[1])
+
+
+def last_lines(log: Path, lines: int = 15) -> str:
+    """The end of a log for an error message, with where the rest is."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 32_000))
+        rows = [row for row in file.read().decode(errors="replace").splitlines() if row.strip()]
+    return f"last lines of {log}:\n" + "\n".join(rows[-lines:])
+
+
+def command(config: ServerConfig, port: int) -> list[str]:
+    """The server's command line. Sampling defaults are vLLM's neutral ones, not those of the model's
+    generation_config.json, which would add a repetition penalty that no recipe names; `args` may say otherwise."""
+    program = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    where = ["--model", str(config.model), "--served-model-name", config.served_name, "--host", HOST, "--port", str(port)]
+    return [*program, *where, "--generation-config", "vllm", *config.args]
+
+
+def stop(process: subprocess.Popen[bytes], grace: float = _GRACE_SECONDS) -> None:
+    """End a process that leads its own group, and the whole group: SIGTERM, `grace` seconds, SIGKILL."""
+    for number, wait in ((signal.SIGTERM, grace), (signal.SIGKILL, grace)):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        end = time.monotonic() + wait
+        while time.monotonic() < end and _group_lives(process):
+            time.sleep(0.05)
+
+
+def _group_lives(process: subprocess.Popen[bytes]) -> bool:
+    process.poll()  # reaps the leader: a zombie would keep the group alive
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@contextmanager
+def serve(config: ServerConfig) -> Iterator[Server]:
+    """Start a server and yield at once, before it is ready; stop its whole process group at the end of the block."""
+    port = choose_port(config.port)
+    config.log.parent.mkdir(parents=True, exist_ok=True)
+    with config.log.open("wb") as log:
+        process = subprocess.Popen(
+            command(config, port),
+            env={**os.environ, **config.env},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=die_with_parent,
+        )
+    try:
+        yield Server(process, port, config.log)
+    finally:
+        stop(process)

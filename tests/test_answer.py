@@ -1,0 +1,195 @@
+"""The answer checker: what it extracts, what it takes for equal, and that no input costs much or is ever executed."""
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reward_fns import checker_pool
+from reward_fns.answer import choice_letter, judge
+from reward_fns.equivalence import equivalent
+from reward_fns.extraction import extract
+
+ROOT = Path(__file__).resolve().parents[1]
+CHOICES = {"A": "12", "B": "15", "C": "1/2", "D": "a red square"}
+
+
+@pytest.mark.parametrize(
+    ("response", "answer", "rule"),
+    [
+        (r"<think>3 then 4, \boxed{1}</think> So \boxed{7}", "7", "boxed"),
+        (r"\boxed{1} and then \boxed{\frac{1}{2}}.", r"\frac{1}{2}", "boxed"),
+        (r"\boxed{\text{set } \{1, 2\}}", r"\text{set } \{1, 2\}", "boxed"),
+        (r"\boxed{\boxed{7}}", r"\boxed{7}", "boxed"),
+        (r"\boxed{7} or \boxed{8", None, "unbalanced"),
+        (r"\boxed{", None, "unbalanced"),
+        (r"\boxed{}", None, "empty"),
+        (r"<think>so \boxed{7}, but wait", None, "thinking"),
+        (r"<think>so \boxed{7}.", "7", "boxed"),
+        (r"a</think>b</think>\boxed{2}", "2", "boxed"),
+        ("<think>the answer is 3", None, "thinking"),
+        ("<think>x</think><answer> 4 </answer>", "4", "tag"),
+        ("I think the answer is 5.", "5", "phrase"),
+        ("The answer is 3.5. Done.", "3.5", "phrase"),
+        ("**Answer:** B", "B", "phrase"),
+        ("Answer: (C)\nbecause", "(C)", "phrase"),
+        ("42", "42", "bare"),
+        ("I am not able to see the picture that you mean.", None, "none"),
+        ("", None, "none"),
+    ],
+)
+def test_extracts_the_final_answer(response: str, answer: str | None, rule: str) -> None:
+    assert extract(response) == (answer, rule)
+
+
+def test_a_lone_letter_is_an_answer_only_among_choices() -> None:
+    assert extract("B. 15", ("A", "B")) == ("B. 15", "letter")
+    assert extract("A long sentence about nothing in particular that has no answer", ("A", "B"))[0] is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("7", "7"), ("7.0", "7"), ("07", "7"), ("+7", "7"), ("−7", "-7"), ("$7$", "7"), (r"\(7\)", "7"), ("7.", "7"),
+        ("1,234", "1234"), ("1{,}234", "1234"), (r"\$5", "5"), ("0.5", r"\frac{1}{2}"), ("1/2", r"\dfrac12"),
+        ("-1/2", r"-\frac{1}{2}"), (r"\frac{2}{4}", "1/2"), (r"1\frac{1}{2}", "1.5"), (r"-1\frac12", "-3/2"),
+        ("50%", "0.5"), ("50", r"50\%"), (r"50\%", "50%"), ("1.2e3", "1200"), (r"1.2 \times 10^{3}", "1200"),
+        ("3.14159", "3.14"), ("0.3333", "1/3"), ("7 cm", "7"), (r"30^\circ", "30"), (r"30°", "30"), ("x = 4", "4"),
+        (r"\text{Yes}", "yes"), ("A red  square", "a red square"), (r"\text{7}", "7"), ("5 m^2", "5"),
+    ],
+)  # fmt: skip
+def test_equal_without_algebra(answer: str, gold: str) -> None:
+    assert equivalent(answer, gold, thorough=False)[0], equivalent(answer, gold, thorough=False)
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("7", "8"), ("7x", "7"), ("1 2", "12"), ("0.33", "1/3"), ("3.1", "3.14"), ("7.004", "7"), ("70", "7"), ("-7", "7"),
+        ("", "7"), ("yes", "no"), ("7", "seven"), ("1/0", "1"), ("500%", "0.5"), ("3, 4", "34"), ("0.5", "0.05"), (".", "0"),
+        ("1e999", "1"), ("-", "0"), ("/", "1"),
+    ],
+)  # fmt: skip
+def test_different(answer: str, gold: str) -> None:
+    assert not equivalent(answer, gold)[0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "equal"),
+    [
+        (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}", True),
+        (r"2\pi", r"\pi \cdot 2", True),
+        (r"x^2+2x+1", r"(x+1)^2", True),
+        (r"(1, 2)", r"(2, 1)", False),
+        (r"\sqrt{3}", r"\sqrt{2}", False),
+        (r"\frac{\pi}{", r"\pi", False),
+    ],
+)
+def test_algebra(answer: str, gold: str, equal: bool) -> None:
+    assert equivalent(answer, gold) == (equal, "algebra")
+
+
+@pytest.mark.parametrize(
+    ("answer", "letter"),
+    [
+        ("B", "B"), ("(B)", "B"), ("B.", "B"), ("B. 15", "B"), ("(B) 15", "B"), (r"\text{B}", "B"), ("option B", "B"),
+        ("15", "B"), ("15.0", "B"), ("0.5", "C"), (r"\frac12", "C"), ("A red square", "D"), ("D: a red square", "D"),
+        ("A dog", None), ("b", "B"), ("E", None), ("16", None),
+    ],
+)  # fmt: skip
+def test_choices_by_letter_or_text(answer: str, letter: str | None) -> None:
+    assert choice_letter(answer, CHOICES) == letter
+
+
+def test_judges_choices_by_the_letter_that_both_stand_for() -> None:
+    assert judge(r"<think>.</think>\boxed{15}", "B", CHOICES).correct
+    assert judge(r"\boxed{B. 15}", "15", CHOICES).correct
+    verdict = judge("I choose. The answer is (C).", "B", CHOICES)
+    assert (verdict.correct, verdict.answer, verdict.rule) == (False, "C", "phrase/choice")
+    assert not judge(r"\boxed{16}", "B", CHOICES).correct
+
+
+HOSTILE = [
+    r"\boxed{9^{9^{9^{9}}}}",
+    r"\boxed{" + "9" * 5000 + "}",
+    r"\boxed{100000000!}",
+    r"\boxed{2^{99999999}}",
+    r"\boxed{" * 20_000,
+    "{" * 300_000,
+    r"\boxed{" + "(" * 250 + "}",
+    "answer is " * 50_000,
+    "<think>" * 50_000,
+    "<answer>" * 40_000,
+    "$" * 300_000,
+    r"\boxed{\text{" + "a " * 400 + "}}",
+    "\x00\ud800 \boxed{7}",
+    r"\boxed{__import__('os').system('touch pwned')}",
+    r"\boxed{$\sum_{n=1}^{10^{9}} n$}",
+]
+
+
+@pytest.mark.parametrize("response", HOSTILE, ids=lambda text: text[:18].encode("unicode_escape").decode())
+def test_hostile_input_is_wrong_and_cheap(response: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checker_pool.verify("1", "1")  # the start of the child is no part of the time below
+    start = time.monotonic()
+    assert not judge(response, r"\sqrt{2}").correct
+    assert time.monotonic() - start < checker_pool.SECONDS + 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hung_child_is_killed_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = checker_pool.CheckerPool(children=1, seconds=5.0)
+    try:
+        assert pool.verify(r"\sqrt{4}", "2") is True
+        child = pool._idle[0].process
+        pool.seconds = 0.5
+        os.kill(child.pid, 19)  # SIGSTOP: it will not answer
+        assert pool.verify("1", r"\sqrt{1}") is None
+        assert child.poll() is not None and pool.replaced == 1
+        pool.seconds = 5.0
+        assert pool.verify("1", r"\sqrt{1}") is True
+    finally:
+        pool.close()
+
+
+def test_works_from_threads_and_coroutines() -> None:
+    verdicts: list[bool] = []
+    threads = [
+        threading.Thread(target=lambda: verdicts.append(judge(r"\boxed{2\sqrt{2}}", r"\sqrt{8}").correct))
+        for _ in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert verdicts == [True] * 6
+
+    async def ask() -> list[bool]:
+        tasks = (asyncio.to_thread(judge, r"\boxed{\sqrt{9}}", "3") for _ in range(3))
+        return [verdict.correct for verdict in await asyncio.gather(*tasks)]
+
+    assert asyncio.run(ask()) == [True] * 3
+
+
+@settings(max_examples=300, deadline=1000)
+@given(st.text(alphabet=st.sampled_from("\\boxed{}<think>/answer is:B.()$%1270-,^ \n"), max_size=120), st.integers(-99, 99))
+def test_never_raises_and_agrees_with_itself(noise: str, number: int) -> None:
+    verdict = judge(noise, str(number), CHOICES)
+    assert verdict.answer is None or verdict.rule
+    assert judge(f"<think>{noise.replace('<', '')}</think>\\boxed{{{number}}}", str(number)).correct
+
+
+def test_imports_neither_torch_nor_sympy() -> None:
+    code = "import sys, reward_fns.accuracy_format; print(sorted({'torch', 'sympy', 'math_verify'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,243 @@
+"""The VLMEvalKit adapter, end to end: real VLMEvalKit in its own environment against a real HTTP server."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stub_openai import Stub, images_of, serve, text_of
+
+from synergy.data.prompt import query
+
+ROOT = Path(__file__).resolve().parent.parent
+INSTRUCTION = "Please reason step by step within <think> </think> tags, and put your final answer within \\boxed{}."
+MODEL = "tiny-0123abcd"
+HOSTILE = ["__import__('os').system('touch MARK')", "9**9**9", "9^{9^{9}}", "open('MARK','w').write('x')"]
+
+
+@pytest.fixture(scope="session")
+def eval_python() -> str:
+    """The interpreter of the evaluation environment."""
+    python = os.environ.get("SYNERGY_EVAL_PYTHON") or str(ROOT / ".envs/eval/bin/python")
+    if not Path(python).exists():
+        pytest.fail(f"no evaluation environment: {python} is missing; run `make test`, or set SYNERGY_EVAL_PYTHON")
+    return python
+
+
+def picture(seed: int) -> bytes:
+    """A PNG of noise: any lossy step would change it."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.frombytes("RGB", (140, 28), random.Random(seed).randbytes(140 * 28 * 3)).save(out, "PNG")
+    return out.getvalue()
+
+
+def table(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """A benchmark TSV in VLMEvalKit's form; each row gets its own image."""
+    import csv
+
+    for i, row in enumerate(rows):
+        row.setdefault("index", i)
+        row.setdefault("image", base64.b64encode(picture(i)).decode())
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def open_rows(count: int) -> list[dict[str, Any]]:
+    return [
+        {"id": f"open-{i}", "question": f"What is {i} plus 1?", "answer": i + 1, "difficulty_level": i % 5 + 1}
+        for i in range(count)
+    ]
+
+
+def choice_rows(count: int) -> list[dict[str, Any]]:
+    """Row 0 has three choices only: the empty cell would turn pandas' column D into floats. Row 1 offers 'None'."""
+    rows = []
+    for i in range(count):
+        choices = {"A": str(i), "B": str(i + 1), "C": "None" if i == 1 else str(i + 2), "D": "" if i == 0 else str(i + 3)}
+        rows.append({"id": f"choice-{i}", "question": f"Which is {i} plus 1?", **choices, "answer": "B"})
+    return [{**row, "difficulty_level": ""} for row in rows]
+
+
+def contract_prompt(row: dict[str, Any], instruction: str | None) -> str:
+    """What training sees: the prompt must be the same text."""
+    choices = {c: str(row[c]) for c in "ABCD" if row.get(c)}
+    return query(row["question"], choices or None, instruction)
+
+
+def spec(tmp: Path, endpoint: str, benchmarks: list[tuple[str, Path, str]], **changes: Any) -> Path:
+    value: dict[str, Any] = {
+        "model_name": MODEL,
+        "endpoint": endpoint,
+        "benchmarks": [{"name": name, "tsv": str(tsv), "kind": kind} for name, tsv, kind in benchmarks],
+        "runs": 2,
+        "sampling": {"temperature": 1.0, "top_p": 0.95, "top_k": 50, "max_tokens": 96, "seed": 7},
+        "instruction": INSTRUCTION,
+        "workers": 8,
+        "retries": 0,
+        "work_dir": str(tmp / "work"),
+        "out": str(tmp / "out"),
+    }
+    path = tmp / "spec.json"
+    path.write_text(json.dumps({**value, **changes}))
+    return path
+
+
+def command(eval_python: str, path: Path) -> list[str]:
+    return [eval_python, str(ROOT / "eval" / "run.py"), str(path)]
+
+
+def evaluate(eval_python: str, path: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(eval_python, path), capture_output=True, text=True, timeout=timeout)
+
+
+def results(tmp: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (tmp / "out" / "results.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def answer(request: dict[str, Any]) -> tuple[int, str]:
+    """Open questions: right for even numbers. Choices: right unless the number is a multiple of 3. After a long thought."""
+    text = text_of(request)
+    number = int(text.split(" plus 1?")[0].split()[-1])
+    thought = "<think>" + "A or B, so 7. " * 4000 + "</think>\n"
+    if "Options:" in text:
+        return 200, thought + f"\\boxed{{{'B' if number % 3 else 'A'}}}"
+    return 200, thought + f"\\boxed{{{number + 1 if number % 2 == 0 else 999}}}"
+
+
+def test_scores_prompts_and_lengths(tmp_path: Path, eval_python: str) -> None:
+    opened, chosen = open_rows(10), choice_rows(9)
+    benchmarks = [
+        ("TestOpen", table(tmp_path / "a.tsv", opened), "open"),
+        ("TestChoice", table(tmp_path / "b.tsv", chosen), "choice"),
+    ]
+    with serve(Stub(MODEL, answer)) as stub:
+        done = evaluate(eval_python, spec(tmp_path, stub.endpoint, benchmarks))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+    rows = results(tmp_path)
+    assert [(r["benchmark"], r["run"], r["index"]) for r in rows] == [
+        (name, run, str(i)) for name, n in (("TestOpen", 10), ("TestChoice", 9)) for run in (0, 1) for i in range(n)
+    ]
+    correct = Counter((r["benchmark"], r["run"]) for r in rows if r["correct"])
+    assert correct == {("TestOpen", 0): 5, ("TestOpen", 1): 5, ("TestChoice", 0): 6, ("TestChoice", 1): 6}
+    assert [r["level"] for r in rows[:10]] == [1, 2, 3, 4, 5] * 2 and rows[20]["level"] is None
+    assert rows[0]["id"] == "open-0" and rows[0]["answer"] == "1" and rows[0]["finish_reason"] == "stop"
+    assert all(r["tokens"] == len(r["response"].split()) for r in rows)
+    # Excel's cell limit, which VLMEvalKit's default format has, lies at 32,767 characters.
+    assert all(len(r["response"]) > 50_000 and r["response"].endswith("}") for r in rows)
+
+    asked = Counter(text_of(request) for request in stub.requests)
+    assert asked == {contract_prompt(row, INSTRUCTION): 2 for row in opened + chosen}
+    assert all([p["type"] for p in q["messages"][0]["content"]] == ["image_url", "text"] for q in stub.requests)
+    for request in stub.requests:
+        assert {"temperature": 1.0, "top_p": 0.95, "top_k": 50, "max_tokens": 96}.items() <= request.items()
+    assert len({request["seed"] for request in stub.requests}) == len(stub.requests) == 38
+    sent = {pixels(base64.b64decode(url.split(",")[1])) for q in stub.requests for url in images_of(q)}
+    assert sent == {pixels(picture(i)) for i in range(10)}
+    assert json.loads((tmp_path / "out" / "progress.json").read_text())["done"] == 38
+
+
+def pixels(png: bytes) -> bytes:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(png)).tobytes()
+
+
+def test_failing_server_is_an_error(tmp_path: Path, eval_python: str) -> None:
+    def reply(request: dict[str, Any]) -> tuple[int, str]:
+        return (400, "prompt is too long") if "What is 3 plus" in text_of(request) else answer(request)
+
+    tsv = table(tmp_path / "a.tsv", open_rows(10))
+    with serve(Stub(MODEL, reply)) as stub:
+        done = evaluate(eval_python, spec(tmp_path, stub.endpoint, [("TestOpen", tsv, "open")], runs=4))
+    assert done.returncode == 1
+    assert "question 3" in done.stderr.splitlines()[-1] and "prompt is too long" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "out" / "results.jsonl").exists()
+    assert json.loads((tmp_path / "out" / "progress.json").read_text())["phase"] == "failed"
+
+
+def test_hostile_answers_are_wrong_and_harmless(tmp_path: Path, eval_python: str) -> None:
+    mark = tmp_path / "executed"
+    rows = [{"question": f"Question {i}", "answer": "7"} for i in range(len(HOSTILE))]
+
+    def reply(request: dict[str, Any]) -> tuple[int, str]:
+        hostile = HOSTILE[int(text_of(request).split()[1])].replace("MARK", str(mark))
+        return 200, f"\\boxed{{{hostile}}}"
+
+    with serve(Stub(MODEL, reply)) as stub:
+        path = spec(tmp_path, stub.endpoint, [("TestOpen", table(tmp_path / "a.tsv", rows), "open")], runs=1)
+        done = evaluate(eval_python, path, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [r["correct"] for r in results(tmp_path)] == [False] * len(HOSTILE)
+    assert not mark.exists()
+
+
+def test_killed_evaluation_asks_no_answered_question_again(tmp_path: Path, eval_python: str) -> None:
+    tsv = table(tmp_path / "a.tsv", open_rows(20))
+    answers = tmp_path / "work" / "answers.jsonl"
+    with serve(Stub(MODEL, answer, hold_after=12)) as stub:
+        path = spec(tmp_path, stub.endpoint, [("TestOpen", tsv, "open")], runs=1, workers=4)
+        with subprocess.Popen(command(eval_python, path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+            end = time.monotonic() + 120
+            while not (answers.exists() and len(answers.read_bytes().splitlines()) == 12):
+                assert time.monotonic() < end and child.poll() is None
+                time.sleep(0.05)
+            child.send_signal(signal.SIGKILL)
+        answered = {json.loads(line)["index"] for line in answers.read_text(encoding="utf-8").splitlines()}
+        with answers.open("a") as file:
+            file.write('{"key": "torn')
+        stub.release.set()
+        first = len(stub.requests)
+        done = evaluate(eval_python, path)
+        asked = Counter(text_of(request) for request in stub.requests[first:])
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert asked == {contract_prompt(row, INSTRUCTION): 1 for row in open_rows(20) if str(row["id"][5:]) not in answered}
+    assert len(results(tmp_path)) == 20 and len(answers.read_text(encoding="utf-8").splitlines()) == 20
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "reason"),
+    [
+        ("open", {"workers": None}, "workers"),
+        ("open", {"model_name": "a/b"}, "a/b"),
+        ("open", {"runs": 0}, "runs"),
+        ("open", {}, "missing.tsv"),
+        ("essay", {}, "essay"),
+    ],
+)
+def test_bad_spec_is_one_line(tmp_path: Path, kind: str, changes: dict[str, Any], reason: str) -> None:
+    """The spec is checked before VLMEvalKit is imported, so any Python will do."""
+    path = spec(tmp_path, "http://127.0.0.1:9/v1", [("T", tmp_path / "missing.tsv", kind)], **changes)
+    done = evaluate(sys.executable, path, timeout=30)
+    assert done.returncode == 2 and reason in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("broken", [{"image": ""}, {"difficulty_level": "hard"}, {"index": 0}, {"index": "007"}])
+def test_bad_table_is_one_line(tmp_path: Path, broken: dict[str, Any]) -> None:
+    rows = open_rows(3)
+    rows[2].update(broken)
+    path = spec(tmp_path, "http://127.0.0.1:9/v1", [("T", table(tmp_path / "a.tsv", rows), "open")])
+    done = evaluate(sys.executable, path, timeout=30)
+    assert done.returncode == 2 and "a.tsv" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_dead_endpoint_is_an_error(tmp_path: Path, eval_python: str) -> None:
+    tsv = table(tmp_path / "a.tsv", open_rows(1))
+    done = evaluate(eval_python, spec(tmp_path, "http://127.0.0.1:9/v1", [("T", tsv, "open")], wait_seconds=1))
+    assert done.returncode == 1 and "no model at http://127.0.0.1:9/v1" in done.stderr.splitlines()[-1]
