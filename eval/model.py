@@ -89,10 +89,10 @@ class SynergyEndpoint(BaseAPI):
         state.check()
         benchmark, index = str(dataset), str(message[0]["question"])
         try:
-            seed = question_seed(state.spec.seed, self.run, benchmark, index)
-            parts = content(message, state.spec.instruction)
-            payload = {"model": self.served, "messages": [{"role": "user", "content": parts}], "seed": seed}
-            body = json.dumps({**payload, **state.spec.sampling}).encode()
+            base, parts = state.spec.seed, content(message, state.spec.instruction)
+            seed = None if base is None else question_seed(base, self.run, benchmark, index)
+            payload = {"model": self.served, "messages": [{"role": "user", "content": parts}], **state.spec.sampling}
+            body = json.dumps(payload if seed is None else {**payload, "seed": seed}).encode()
             key = f"{self.run}/{benchmark}/{index}/{hashlib.sha256(body).hexdigest()[:32]}"
             row = state.answered(key)
             if row is None:

@@ -33,14 +33,15 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Spec:
-    """`sampling` goes into every request as it is (null values left out), but for `seed`, the base of all seeds."""
+    """`sampling` goes into every request as it is (null values left out), but for `seed`: the base of a seed for each
+    question and run, or None, and no request names a seed."""
 
     model_name: str
     endpoint: str
     benchmarks: tuple[Benchmark, ...]
     runs: int
     sampling: Mapping[str, Any]
-    seed: int
+    seed: int | None
     instruction: str | None
     workers: int
     work_dir: Path
@@ -73,7 +74,7 @@ def load_spec(path: Path) -> Spec:
             endpoint=raw["endpoint"].rstrip("/"),
             benchmarks=tuple(Benchmark(b["name"], Path(b["tsv"]), b["kind"]) for b in raw["benchmarks"]),
             runs=_number(raw, "runs", int),
-            seed=_number(sampling, "seed", int, 0),
+            seed=_number(sampling, "seed", int) if "seed" in sampling else None,
             sampling={k: v for k, v in sampling.items() if k != "seed"},
             instruction=raw.get("instruction"),
             workers=_number(raw, "workers", int),

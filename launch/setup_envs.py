@@ -156,7 +156,7 @@ class Uv:
             say(f"tools: uv {wanted.group(1)}")
             if self._call([sys.executable, "-m", "venv", "--clear", str(self.tools.parent)]):
                 fail("this Python cannot make a virtual environment (on Debian and Ubuntu: apt install python3-venv)")
-            pip = [str(self.tools / "python"), "-m", "pip", "install", "-q", "-r", str(REQUIREMENTS / "tools.txt")]
+            pip = [str(self.tools / "python"), "-m", "pip", "install", "-qq", "-r", str(REQUIREMENTS / "tools.txt")]
             if self._call(pip):
                 fail("pip could not install uv: is the package index reachable? Then run the same command again", 1)
 
@@ -241,6 +241,7 @@ def build(envs: Path, todo: dict[str, str], lock: int) -> None:
     if problem:
         fail(problem)
     begun.touch()
+    say(f"making {' and '.join(todo)} in {envs}: some minutes, about {sum(NEED_GB[pins] for pins in todo.values()):.0f} GB")
     uv = Uv(envs, lock)
     sources = uv.find_torch({(torch_of(pins), pins != "train-gpu") for pins in todo.values()})
     compiling = {}

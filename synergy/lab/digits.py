@@ -26,9 +26,9 @@ SPLITS = {"train": 0.62, "val": 0.06, "bench_open": 0.16, "bench_choice": 0.16} 
 KINDS = {
     "number": "Which number do the digits form?",
     "sum": "What is the sum of the digits?",
-    "range": "What is the largest digit minus the smallest digit?",
-    "alternate": "Start with the first digit, then subtract and add the next digits in turn. What is the result?",
-    "weighted": "Multiply the first digit by 1, the second digit by 2 and so on. What is the sum of the products?",
+    "range": "What is the largest digit minus the smallest?",
+    "alternate": "Subtract and add the digits in turn. What is the result?",
+    "weighted": "Multiply each digit by its place. What is the sum?",
 }
 
 

@@ -86,7 +86,11 @@ def tokenizer_files(out: Path, seed: int) -> dict[str, int]:
 
 
 def settings(ids: dict[str, int]) -> dict[str, Any]:
-    """config.json in the published, flat layout."""
+    """config.json in the published, flat layout.
+
+    Two numbers are not scaled down from the published ones: rope_theta and mrope_section. Qwen2.5-VL gives an image's columns the
+    lowest rotary frequencies; with 16 of them and a strip of five columns these can't tell one column from the next.
+    """
     vision = dict(
         depth=2, hidden_act="silu", hidden_size=64, intermediate_size=128, num_heads=2, in_chans=3, in_channels=3, out_hidden_size=128,
         patch_size=14, spatial_merge_size=2, spatial_patch_size=14, window_size=56, fullatt_block_indexes=[1], tokens_per_second=2,
@@ -99,8 +103,8 @@ def settings(ids: dict[str, int]) -> dict[str, Any]:
         vision_token_id=ids["<|vision_pad|>"], image_token_id=ids["<|image_pad|>"], video_token_id=ids["<|video_pad|>"],
         hidden_act="silu", hidden_size=128, initializer_range=0.04, intermediate_size=384, max_position_embeddings=1024,
         max_window_layers=4, num_attention_heads=4, num_hidden_layers=4, num_key_value_heads=2, rms_norm_eps=1e-06,
-        rope_theta=10000.0, sliding_window=1024, tie_word_embeddings=True, torch_dtype="float32", use_cache=True,
-        use_sliding_window=False, vision_config=vision, rope_scaling={"type": "mrope", "mrope_section": [4, 6, 6]},
+        rope_theta=100.0, sliding_window=1024, tie_word_embeddings=True, torch_dtype="float32", use_cache=True,
+        use_sliding_window=False, vision_config=vision, rope_scaling={"type": "mrope", "mrope_section": [1, 1, 14]},
         vocab_size=VOCABULARY,
     )  # fmt: skip
 

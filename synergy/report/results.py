@@ -1,0 +1,83 @@
+"""What was measured: the evaluated models of a plan and their answers, read from the evaluate stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from synergy.driver.plan import Plan, Step
+
+BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One response, judged. tokens: its length; truncated: it met the length limit; extracted: an answer was found in it."""
+
+    benchmark: str
+    run: int
+    id: str
+    level: int | None
+    correct: bool
+    tokens: int
+    truncated: bool
+    extracted: bool
+
+
+@dataclass(frozen=True)
+class Model:
+    """An evaluated model. name: what the report calls it; checkpoint: the stage that made it; step: its evaluation."""
+
+    name: str
+    checkpoint: str
+    step: Step
+    answers: tuple[Answer, ...]
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.step.stage.settings
+
+    @property
+    def file(self) -> Path:
+        return results(self.step)
+
+
+def results(step: Step) -> Path:
+    return step.folder / "output" / "results.jsonl"
+
+
+def models(todo: Plan) -> list[Model]:
+    """The evaluated models in the order of the plan, the base model first. The last one that is not the base is what the
+    recipe makes, so it bears the recipe's name; any other that of its stage."""
+    steps = [step for step in todo.steps if step.stage.kind == "evaluate"]
+    steps.sort(key=lambda step: step.stage.inputs["model"] != BASE)
+    found = []
+    for step in steps:
+        checkpoint = step.stage.inputs["model"]
+        final = step is steps[-1] and checkpoint != BASE
+        found.append(Model(todo.recipe if final else checkpoint, checkpoint, step, tuple(answers(results(step)))))
+    return found
+
+
+def rows(file: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a JSONL file, one at a time: responses of a large evaluation are gigabytes."""
+    with file.open(encoding="utf-8") as stream:
+        for line in stream:
+            yield json.loads(line)
+
+
+def answers(file: Path) -> Iterator[Answer]:
+    for row in rows(file):
+        yield Answer(
+            benchmark=row["benchmark"],
+            run=int(row["run"]),
+            id=str(row["id"]),
+            level=row["level"],
+            correct=bool(row["correct"]),
+            tokens=int(row["tokens"]),
+            truncated=row["finish_reason"] == "length",
+            extracted=row["answer"] not in (None, ""),
+        )

@@ -1,0 +1,62 @@
+"""Shared pieces: tiny checkpoints and data made without torch, and the environments of the frameworks."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from synergy import environments, paths
+from synergy.errors import UserError
+
+
+def save_tensors(file: Path, tensors: dict[str, np.ndarray], dtype: str = "F32") -> None:
+    """A safetensors file, written from the format's description (bfloat16 given as uint16)."""
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    offset, data = 0, b""
+    for name, value in tensors.items():
+        raw = value.tobytes()
+        header[name] = {"dtype": dtype, "shape": list(value.shape), "data_offsets": [offset, offset + len(raw)]}
+        offset, data = offset + len(raw), data + raw
+    text = json.dumps(header).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + data)
+
+
+NAMES = ("visual.blocks.0.weight", "model.layers.0.weight", "model.embed_tokens.weight")
+
+
+def make_checkpoint(folder: Path, shift: float = 0.0, names: tuple[str, ...] = NAMES) -> Path:
+    """A complete checkpoint folder of three small float32 tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    values = {name: (rng.normal(size=(4, 3)) + shift).astype("<f4") for name in names}
+    save_tensors(folder / "model.safetensors", values)
+    (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "tie_word_embeddings": True}))
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def checkpoint_folder(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "base")
+
+
+def framework(name: str) -> str:
+    """The interpreter of a framework, or a skip that says how to get it."""
+    try:
+        return str(environments.find(name))
+    except UserError as error:
+        pytest.fail(f"{error} (tests need both environments: make setup)")
+
+
+@pytest.fixture(scope="session")
+def train_python() -> str:
+    return framework("verl")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return paths.ROOT
