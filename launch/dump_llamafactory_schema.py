@@ -44,7 +44,11 @@ def main() -> None:
                 keys[field.name] = {"types": kinds(hints[field.name])}
                 if field.name in choices:
                     keys[field.name]["choices"] = choices[field.name]
-    found = {"llamafactory": version("llamafactory"), "templates": sorted(TEMPLATES), "keys": dict(sorted(keys.items()))}
+    found = {
+        "llamafactory": version("llamafactory"),
+        "templates": sorted(TEMPLATES),
+        "keys": dict(sorted(keys.items())),
+    }
     json.dump(found, sys.stdout, indent=1)
     sys.stdout.write("\n")
 

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from synergy import paths
 from synergy.errors import StageFailed, UserError
@@ -43,22 +43,23 @@ def with_config(action: Callable[[Config], None]) -> int:
     """Composes the config from the command line with Hydra (``--multirun`` included), calls the action for each, returns the
     exit code. Every known error is one message on stderr."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us instead of Hydra's own report
+    import hydra
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    import hydra
     from synergy.config import Config
 
     failed: list[BaseException] = []
+    known = (UserError, StageFailed, OmegaConfBaseException, KeyboardInterrupt)
 
     def guarded(cfg: Any) -> None:
         if failed:  # a sweep stops at its first failure
             return
         try:
-            action(OmegaConf.to_object(cfg))
-        except (UserError, StageFailed, OmegaConfBaseException, KeyboardInterrupt) as error:  # Hydra would print a report of its own
+            action(cast("Config", OmegaConf.to_object(cfg)))
+        except known as error:  # past Hydra, which would print a report of its own
             failed.append(error)
 
     ConfigStore.instance().store(name="schema", node=Config)

@@ -44,7 +44,7 @@ def test_bad_lines_are_told_with_their_place(tmp_path: Path, line: str, told: st
 def test_an_id_used_twice_and_a_missing_file_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "train.jsonl"
     records.write(file, [record(), record()])
-    with pytest.raises(UserError, match="train.jsonl:2: id 'a' is used twice"):
+    with pytest.raises(UserError, match=r"train.jsonl:2: id 'a' is used twice"):
         records.read(file)
     with pytest.raises(UserError, match="can't be read"):
         records.read(tmp_path / "absent.jsonl")
@@ -70,7 +70,9 @@ def test_records_survive_the_file(tmp_path_factory: pytest.TempPathFactory, foun
     assert records.read(file) == found
 
 
-@pytest.mark.parametrize(("passes", "level"), [(16, 1), (12, 1), (11, 2), (8, 2), (7, 3), (5, 3), (4, 4), (2, 4), (1, 5), (0, 5)])
+@pytest.mark.parametrize(
+    ("passes", "level"), [(16, 1), (12, 1), (11, 2), (8, 2), (7, 3), (5, 3), (4, 4), (2, 4), (1, 5), (0, 5)]
+)
 def test_levels_have_the_papers_thresholds(passes: int, level: int) -> None:
     assert records.level(passes) == level
 

@@ -49,7 +49,10 @@ def test_dtype_is_the_base_models(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("harm", ["missing", "extra", "shape", "nan", "cut", "unchanged"])
 def test_harm_is_refused_and_nothing_published_over(tmp_path: Path, harm: str) -> None:
-    base, made = make_checkpoint(tmp_path / "base"), make_checkpoint(tmp_path / "made", shift=0 if harm == "unchanged" else 1)
+    base, made = (
+        make_checkpoint(tmp_path / "base"),
+        make_checkpoint(tmp_path / "made", shift=0 if harm == "unchanged" else 1),
+    )
     rng = {name: np.ones((4, 3), "<f4") for name in NAMES}
     if harm == "missing":
         rng.pop(NAMES[0])

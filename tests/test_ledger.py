@@ -48,7 +48,14 @@ def key(stage: Stage, inputs: dict[str, str] | None = None) -> str:
 
 def test_golden_key() -> None:
     """A change here re-runs everybody's finished stages: raise identity.SCHEMA only knowingly."""
-    parts = {"schema": 1, "kind": "sft", "version": 1, "settings": {"a": [1, 0.5, None, "é"]}, "inputs": {}, "packages": {}}
+    parts = {
+        "schema": 1,
+        "kind": "sft",
+        "version": 1,
+        "settings": {"a": [1, 0.5, None, "é"]},
+        "inputs": {},
+        "packages": {},
+    }
     assert identity.key(parts) == "a78fe08cbeb4b88c06b7815c8358c3ff1f33063ffb2c66aeb51fad99c658c1bc"
 
 

@@ -30,7 +30,9 @@ class ImageGrid:
 
     def tokens(self, width: int, height: int) -> int:
         """Visual tokens of an image (Qwen2-VL's smart_resize: transformers, image_processing_qwen2_vl.py)."""
-        area = max(self.cell, round(width / self.cell) * self.cell) * max(self.cell, round(height / self.cell) * self.cell)
+        area = max(self.cell, round(width / self.cell) * self.cell) * max(
+            self.cell, round(height / self.cell) * self.cell
+        )
         if area > self.max_pixels:
             area = self.max_pixels
         elif area < self.min_pixels:
@@ -46,7 +48,9 @@ def tokenizer(model: Path) -> Tokenizer:
 
     file = model / "tokenizer.json"
     if not file.exists():
-        raise UserError(f"{file} is missing: transformers would quietly load a tokenizer of one token; restore the file")
+        raise UserError(
+            f"{file} is missing: transformers would quietly load a tokenizer of one token; restore the file"
+        )
     return Tokenizer.from_file(str(file))
 
 
@@ -80,7 +84,9 @@ def images(records: Sequence[Record], media: Path, cells: ImageGrid) -> dict[str
             except (OSError, SyntaxError, ValueError) as error:
                 raise UserError(f"record {record.id!r}: image {media / name} can't be opened ({error})") from error
             if min(width, height) < cells.cell:
-                raise UserError(f"record {record.id!r}: image {media / name} is {width}x{height}; each side needs {cells.cell}")
+                raise UserError(
+                    f"record {record.id!r}: image {media / name} is {width}x{height}; each side needs {cells.cell}"
+                )
             counts[name] = cells.tokens(width, height)
     return counts
 

@@ -37,7 +37,11 @@ def train(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
         tokens = checks.lengths(rows[split], visual, words, spec["cutoff_len"])
         _take_images(found, source, out / "records")
         records.write(out / "records" / f"{split}.jsonl", found)
-        figures[split] = {"records": len(found), "traces": len(rows[split]), "tokens_mean": mean(tokens) if tokens else 0}
+        figures[split] = {
+            "records": len(found),
+            "traces": len(rows[split]),
+            "tokens_mean": mean(tokens) if tokens else 0,
+        }
         print(f"{split}: {len(found)} records, {len(rows[split])} traces, longest {max(tokens, default=0)} tokens")
     writers.llamafactory(out / "sft", rows)
     shutil.rmtree(out / "lab", ignore_errors=True)

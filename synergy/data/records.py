@@ -83,7 +83,9 @@ def lines(path: Path) -> Iterator[tuple[str, Any]]:
                 if text.strip():
                     yield f"{path}:{number}", json.loads(text)
     except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror}); check data.source and the file names below data") from error
+        raise UserError(
+            f"{path}: can't be read ({error.strerror}); check data.source and the file names below data"
+        ) from error
     except ValueError as error:
         raise UserError(f"{path}: not JSON lines in UTF-8 ({error})") from error
 

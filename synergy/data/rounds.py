@@ -77,5 +77,7 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
     writers.llamafactory(out / "sft", {"train": rows})
     (out / "order.json").write_text(json.dumps([turn.record.id for turn in turns]) + "\n")
     known = [r.id for r in chosen if r.id in passes]
-    print(f"round {spec['index'] + 1}: {len(turns)} RL rows, {len(zero)} zero-pass questions with {share:.0%} of their trace")
+    print(
+        f"round {spec['index'] + 1}: {len(turns)} RL rows, {len(zero)} zero-pass questions with {share:.0%} of their trace"
+    )
     return {"rl_rows": len(turns), "zero_pass": len(zero), "counted": len(set(known)), "prefix": share}

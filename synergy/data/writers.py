@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def image_marks(record: Record) -> str:
     return "<image>" * len(record.images)
 
 
-def llamafactory(folder: Path, splits: dict[str, Sequence[tuple[Record, str, str | None]]]) -> None:
+def llamafactory(folder: Path, splits: Mapping[str, Sequence[tuple[Record, str, str | None]]]) -> None:
     """One dataset per split from (record, response, instruction) rows; images relative to the media folder."""
     folder.mkdir(parents=True, exist_ok=True)
     info = {}
@@ -40,7 +40,10 @@ def llamafactory(folder: Path, splits: dict[str, Sequence[tuple[Record, str, str
         texts = [
             {
                 "messages": [
-                    {"role": "user", "content": image_marks(record) + query(record.question, record.choices, instruction)},
+                    {
+                        "role": "user",
+                        "content": image_marks(record) + query(record.question, record.choices, instruction),
+                    },
                     {"role": "assistant", "content": response},
                 ],
                 "images": list(record.images),

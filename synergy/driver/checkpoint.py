@@ -78,7 +78,9 @@ def read(folder: Path) -> dict[str, Tensor]:
             for side in entry["shape"]:
                 count *= side
             if end > size or end - start != count * _WIDTH.get(entry["dtype"], 0):
-                raise UserError(f"{file}: tensor {stored} is cut short or has an unknown dtype; make the checkpoint again")
+                raise UserError(
+                    f"{file}: tensor {stored} is cut short or has an unknown dtype; make the checkpoint again"
+                )
             name = published(stored)
             if name in found:
                 raise UserError(f"{folder}: tensor {name} is there twice")

@@ -54,17 +54,23 @@ def run(todo: Plan, stall_seconds: float, watch: Watcher, keep_work: bool = Fals
             watch.start(step)
             if step.action == "reuse" and step.entry is not None:
                 entries[step.stage.name] = step.entry
+                _tidy(step, keep_work)
                 watch.done(step, "reused", 0.0)
                 continue
             inputs = {role: entries[name].digest for role, name in step.stage.inputs.items() if name in entries}
             entry = _run_step(step, todo, stall_seconds, watch, inputs)
             entries[step.stage.name] = entry
-            if not keep_work:
-                shutil.rmtree(step.folder / "work", ignore_errors=True)
+            _tidy(step, keep_work)
             watch.done(step, "done", entry.seconds)
         return list(entries.values())
     finally:
         lock.release()
+
+
+def _tidy(step: Step, keep_work: bool) -> None:
+    """Native checkpoints of a published stage go; a driver killed right after publishing leaves them to the next."""
+    if not keep_work:
+        shutil.rmtree(step.folder / "work", ignore_errors=True)
 
 
 def _run_step(step: Step, todo: Plan, stall_seconds: float, watch: Watcher, inputs: dict[str, str]) -> Entry:
@@ -129,7 +135,11 @@ def _run_command(command: Command, job: Job, stall_seconds: float, watch: Watche
         return outcome.peak_memory
     if outcome.code == USER_ERROR and not outcome.stalled:
         raise UserError(f"stage {job.stage.name}: {process.tail(_log(job), 1)}")
-    what = f"said nothing for {stall_seconds / 60:.0f} minutes and was stopped" if outcome.stalled else _ended(outcome.code)
+    what = (
+        f"said nothing for {stall_seconds / 60:.0f} minutes and was stopped"
+        if outcome.stalled
+        else _ended(outcome.code)
+    )
     raise StageFailed(
         f"stage {job.stage.name} ({job.stage.kind}) {what}. Its last lines:\n{process.tail(_log(job))}\n"
         f"log: {_log(job)}\nrun it by hand: {script}\nthe same synergy command continues from its last checkpoint"

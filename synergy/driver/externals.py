@@ -32,7 +32,9 @@ def resolve(cfg: Config, cache: Path | None, fetch: bool) -> Mapping[str, Extern
     if cfg.data.source != LAB:
         folder = Path(cfg.data.source).expanduser()
         if not folder.is_dir():
-            raise UserError(f"data.source={cfg.data.source}: no such folder; give the folder of the JSONL files, or 'lab'")
+            raise UserError(
+                f"data.source={cfg.data.source}: no such folder; give the folder of the JSONL files, or 'lab'"
+            )
         for name in filter(None, (cfg.data.train, cfg.data.validation)):
             if not os.access(folder / name, os.R_OK):
                 raise UserError(f"{folder / name} is missing or unreadable; see data.train and data.validation")
@@ -58,7 +60,9 @@ def _model(cfg: Config, cache: Path | None, fetch: bool) -> External:
 
 def _hub(name: str, revision: str | None, fetch: bool) -> External:
     if not revision or not re.fullmatch(r"[0-9a-f]{40}", revision):
-        raise UserError(f"model.path={name} is a hub name: set model.revision to its 40-digit commit, a branch can move")
+        raise UserError(
+            f"model.path={name} is a hub name: set model.revision to its 40-digit commit, a branch can move"
+        )
     digest = identity.sha(f"hub:{name}@{revision}")
     try:
         from huggingface_hub import snapshot_download

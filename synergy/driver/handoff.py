@@ -33,7 +33,9 @@ def publish(product: Path, base: Path, previous: Path, out: Path) -> dict[str, i
     _same_model(wanted, made, product)
     for tensor in made.values():
         if not checkpoint.finite(tensor):
-            raise StageFailed(f"{tensor.file}: {tensor.name} holds NaN or infinity; lower the learning rate, see the log")
+            raise StageFailed(
+                f"{tensor.file}: {tensor.name} holds NaN or infinity; lower the learning rate, see the log"
+            )
     out.mkdir(parents=True)
     by_file: dict[Path, list[Tensor]] = {}
     for tensor in made.values():

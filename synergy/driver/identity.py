@@ -38,7 +38,9 @@ def identity(stage: stages.Stage, inputs: Mapping[str, str], versions: Mapping[s
     kind = stages.kind(stage.kind)
     unknown = set(stage.settings) - kind.IDENTITY - kind.RUNTIME
     if unknown:
-        raise UserError(f"stage {stage.name}: settings {sorted(unknown)} are neither identity nor run-time of '{stage.kind}'")
+        raise UserError(
+            f"stage {stage.name}: settings {sorted(unknown)} are neither identity nor run-time of '{stage.kind}'"
+        )
     parts: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": stage.kind,

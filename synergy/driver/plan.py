@@ -17,6 +17,7 @@ from synergy.driver.ledger import Entry
 from synergy.errors import UserError
 from synergy.stages import Job, Stage
 
+
 @dataclass(frozen=True)
 class Workspace:
     """The run directory: ledger, lock, and one folder per stage key."""
@@ -55,8 +56,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """The steps in order, where they are kept, and the interpreter of each framework that they need."""
+    """A recipe's steps in order, where they are kept, and the interpreter of each framework that they need."""
 
+    recipe: str
     steps: list[Step]
     space: Workspace
     pythons: Mapping[str, str]
@@ -69,7 +71,7 @@ def of_config(cfg: Config, fetch: bool = False) -> Plan:
     names = {name for stage in planned for name in stages.kind(stage.kind).FRAMEWORKS}
     pythons = {name: str(environments.find(name, getattr(cfg.frameworks, name))) for name in sorted(names)}
     externals = resolve(cfg, space.digest_cache, fetch)
-    return Plan(make(planned, externals, space, pythons), space, pythons)
+    return Plan(cfg.recipe["strategy"], make(planned, externals, space, pythons), space, pythons)
 
 
 def make(

@@ -70,9 +70,8 @@ def _memory(mark: str) -> int:
     """Proportional set size of all processes of a stage, bytes: shared pages count once."""
     total = 0
     for process in marked(mark):
-        with contextlib.suppress(psutil.Error, OSError):
-            with open(f"/proc/{process.pid}/smaps_rollup") as rollup:
-                total += sum(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Pss:"))
+        with contextlib.suppress(psutil.Error, OSError), open(f"/proc/{process.pid}/smaps_rollup") as rollup:
+            total += sum(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Pss:"))
     return total
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from synergy import paths
-from synergy.driver import handoff, identity as ids
+from synergy.driver import handoff
+from synergy.driver import identity as ids
 from synergy.errors import StageFailed, UserError
 from synergy.stages import Command, Job, Progress, Stage
 

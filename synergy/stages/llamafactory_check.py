@@ -44,7 +44,9 @@ def check(config: Mapping[str, Any], where: str = "sft.config") -> None:
     template = config.get("template")
     if template not in schema()["templates"]:
         near = difflib.get_close_matches(str(template), schema()["templates"], n=3)
-        raise UserError(f"model.template={template!r}: no template of LLaMA-Factory; close: {', '.join(near) or 'none'}")
+        raise UserError(
+            f"model.template={template!r}: no template of LLaMA-Factory; close: {', '.join(near) or 'none'}"
+        )
 
 
 def _check_value(where: str, value: Any, key: Mapping[str, Any]) -> None:

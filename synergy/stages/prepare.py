@@ -11,8 +11,7 @@ from synergy import paths
 from synergy.stages import Command, Job, Progress, Stage
 
 IDENTITY = frozenset(
-    "part source train validation instruction sizes limit seed template cutoff_len benchmarks "
-    "index rounds epochs steps batch prefix unit prefix_rollouts".split()
+    ["part", "source", "train", "validation", "instruction", "sizes", "limit", "seed", "template", "cutoff_len", "benchmarks", "index", "rounds", "epochs", "steps", "batch", "prefix", "unit", "prefix_rollouts"]
 )
 RUNTIME: frozenset[str] = frozenset()
 FRAMEWORKS: tuple[str, ...] = ()

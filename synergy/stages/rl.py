@@ -92,7 +92,10 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
     """The recipe's part of verl's command line."""
     plain = [override(k, v) for k, v in flatten(settings["verl"]).items()]
     added = [override(f"++{k}", v) for k, v in flatten(settings["verl_add"]).items()]
-    plain += [override("data.max_response_length", settings["max_response_length"]), override("data.seed", settings["seed"])]
+    plain += [
+        override("data.max_response_length", settings["max_response_length"]),
+        override("data.seed", settings["seed"]),
+    ]
     return plain + added
 
 
@@ -109,7 +112,9 @@ def _check_overrides(python: str, words: tuple[str, ...], env: tuple[tuple[str, 
     if done.returncode != 0:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         told = [line for line in lines if "Could not override" in line or "Key '" in line or "Error" in line]
-        raise UserError(f"verl refuses the rl config: {' '.join((told or lines)[-2:])}; see recipes/rl and rl.* overrides")
+        raise UserError(
+            f"verl refuses the rl config: {' '.join((told or lines)[-2:])}; see recipes/rl and rl.* overrides"
+        )
 
 
 def _env(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -96,7 +96,14 @@ def sample(cfg: Config, name: str, model: str, data: str, order: str, note: str)
 
 
 def sft(
-    cfg: Config, name: str, model: str, data: str, note: str, weight: float = 1.0, open_ended: bool = False, **native: Any
+    cfg: Config,
+    name: str,
+    model: str,
+    data: str,
+    note: str,
+    weight: float = 1.0,
+    open_ended: bool = False,
+    **native: Any,
 ) -> Stage:
     """LLaMA-Factory on the data's SFT rows. weight: factor on the learning rate; native: keys set by the strategy."""
     settings = {

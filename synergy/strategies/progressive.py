@@ -62,9 +62,13 @@ def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
         planned.append(mix)
         if share > 0:
             note = "whole traces of zero-pass questions" if share == 1 else "trace prefixes of zero-pass questions"
-            planned.append(blocks.sft(cfg, f"sft-{number}", model, mix.name, note, knobs.sft_weight, open_ended=share < 1))
+            planned.append(
+                blocks.sft(cfg, f"sft-{number}", model, mix.name, note, knobs.sft_weight, open_ended=share < 1)
+            )
             model = f"sft-{number}"
-        note = "GRPO on the rest" if share == 1 else "GRPO, from the prefix on" if share > 0 else "GRPO on all questions"
+        note = (
+            "GRPO on the rest" if share == 1 else "GRPO, from the prefix on" if share > 0 else "GRPO on all questions"
+        )
         planned.append(blocks.rl(cfg, f"rl-{number}", model, mix.name, note, cfg.lengths.rl))
         model = f"rl-{number}"
         passes = [*passes, model]

@@ -51,7 +51,10 @@ def request(record: Record, processor: Any, media: Path, instruction: str | None
     prompt = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     if not record.images:
         return {"prompt": prompt}
-    return {"prompt": prompt, "multi_modal_data": {"image": [Image.open(media / i).convert("RGB") for i in record.images]}}
+    return {
+        "prompt": prompt,
+        "multi_modal_data": {"image": [Image.open(media / i).convert("RGB") for i in record.images]},
+    }
 
 
 def row(record: Record, index: int, output: Any) -> dict[str, Any]:
