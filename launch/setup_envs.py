@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import fcntl
 import hashlib
 import os
@@ -33,6 +34,8 @@ SHIM = LAUNCH / "plugins" / "torch_cpu_shim.py"
 PYTHONS = ((3, 11), (3, 12))
 NEED_GB = {"train-cpu": 5.5, "train-gpu": 16.0, "eval": 1.5}
 """Disk per set of pins, uv's cache and bytecode included (measured for the CPU; train-gpu is an estimate)."""
+STAMP = ".synergy-stamp"
+"""In an environment, written when all of it is there."""
 START = time.monotonic()
 
 
@@ -112,8 +115,12 @@ def project_hash() -> str:
 
 def read_stamp(folder: Path) -> list[str]:
     """[pins hash, project hash], or nothing where the environment was never finished or its Python is gone."""
-    stamp = folder / ".synergy-stamp"
-    return stamp.read_text().split() if stamp.exists() and (folder / "bin" / "python").exists() else []
+    file = folder / STAMP
+    return file.read_text().split() if file.exists() and (folder / "bin" / "python").exists() else []
+
+
+def stamp(folder: Path, pins: str) -> None:
+    (folder / STAMP).write_text(f"{pins_hash(pins, folder)} {project_hash()}\n")
 
 
 # ---------------------------------------------------------------------------------------------------------- pip and uv
@@ -225,11 +232,11 @@ def add_project(uv: Uv, folder: Path) -> None:
 def start_compiling(folder: Path, lock: int) -> subprocess.Popen[bytes]:
     """Byte-compile in the background: frameworks start many processes, and Python may be told not to write bytecode."""
     site = next(folder.glob("lib/python3*/site-packages"))
-    command = [str(folder / "bin" / "python"), "-m", "compileall", "-q", "-j", "0", "-x", "site-packages/.*/tests/"]
-    # Some packages ship files for other Pythons: what does not compile is not an error.
-    return subprocess.Popen(
-        [*command, str(site)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=(lock,)
-    )
+    python = [str(folder / "bin" / "python"), "-m", "compileall", "-q", "-j", "0", "-x", "site-packages/.*/tests/"]
+    # Some packages ship files for other Pythons: what does not compile is not an error, and not shown. Own session: its
+    # worker processes outlive it when it is killed, and are ended as a group.
+    null = subprocess.DEVNULL
+    return subprocess.Popen([*python, str(site)], stdout=null, stderr=null, pass_fds=(lock,), start_new_session=True)
 
 
 def build(envs: Path, todo: dict[str, str], lock: int) -> None:
@@ -241,21 +248,28 @@ def build(envs: Path, todo: dict[str, str], lock: int) -> None:
     if problem:
         fail(problem)
     begun.touch()
-    say(f"making {' and '.join(todo)} in {envs}: some minutes, about {sum(NEED_GB[pins] for pins in todo.values()):.0f} GB")
+    say(
+        f"making {' and '.join(todo)} in {envs}: some minutes, about {sum(NEED_GB[pins] for pins in todo.values()):.0f} GB"
+    )
     uv = Uv(envs, lock)
     sources = uv.find_torch({(torch_of(pins), pins != "train-gpu") for pins in todo.values()})
-    compiling = {}
-    for name, pins in todo.items():
-        folder = envs / name
-        (folder / ".synergy-stamp").unlink(missing_ok=True)
-        install(uv, sources[torch_of(pins)], folder, pins)
-        add_project(uv, folder)
-        compiling[name] = start_compiling(folder, lock)
-        say(f"{name}: installed; compiling bytecode")
-    for name, process in compiling.items():
-        process.wait()
-        (envs / name / ".synergy-stamp").write_text(f"{pins_hash(todo[name], envs / name)} {project_hash()}\n")
-        say(f"{name}: ready")
+    compiling: dict[str, subprocess.Popen[bytes]] = {}
+    try:
+        for name, pins in todo.items():
+            folder = envs / name
+            (folder / STAMP).unlink(missing_ok=True)
+            install(uv, sources[torch_of(pins)], folder, pins)
+            add_project(uv, folder)
+            compiling[name] = start_compiling(folder, lock)
+            say(f"{name}: installed; compiling bytecode")
+        for name, process in compiling.items():
+            process.wait()
+            stamp(envs / name, todo[name])
+            say(f"{name}: ready")
+    finally:
+        for process in compiling.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     begun.unlink()
 
 
@@ -290,7 +304,7 @@ def main() -> int:
         for name, pins in wanted.items():
             if name not in todo and stamps[name][1:] != [project_hash()]:
                 add_project(Uv(envs, lock_file.fileno()), envs / name)
-                (envs / name / ".synergy-stamp").write_text(f"{pins_hash(pins, envs / name)} {project_hash()}\n")
+                stamp(envs / name, pins)
                 say(f"{name}: shim and project renewed")
     say(f"environments ready in {envs}")
     return 0

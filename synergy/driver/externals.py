@@ -43,12 +43,10 @@ def resolve(cfg: Config, cache: Path | None, fetch: bool) -> Mapping[str, Extern
 
 
 def _model(cfg: Config, cache: Path | None, fetch: bool) -> External:
-    name = cfg.model.path
-    if name == LAB:
-        from synergy import lab
+    from synergy import lab
 
-        return External(lab.BASE, identity.digest(lab.BASE, cache))
-    folder = Path(name).expanduser()
+    name = cfg.model.path
+    folder = lab.BASE if name == LAB else Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise UserError(f"model.path={name} has no config.json: not a checkpoint in Hugging Face format")

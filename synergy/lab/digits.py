@@ -14,6 +14,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ KINDS = {
     "sum": "What is the sum of the digits?",
     "range": "What is the largest digit minus the smallest?",
     "alternate": "Subtract and add the digits in turn. What is the result?",
-    "weighted": "Multiply each digit by its place. What is the sum?",
+    "pairs": "Add each digit to the next and keep the last digits. Which number do they form?",
 }
 
 
@@ -88,31 +89,31 @@ def reason(kind: str, digits: tuple[int, ...]) -> tuple[list[str], str]:
     if kind == "range":
         high, low = max(digits), min(digits)
         return [*lines, f"{high}-{low}={high - low}"], str(high - low)
-    for place, digit in enumerate(digits[1:], start=2):
-        if kind == "sum":
-            term, result = f"+{digit}", value + digit
-        elif kind == "weighted":
-            term, result = f"+{place}*{digit}", value + place * digit
-        else:
-            sign = -1 if place % 2 == 0 else 1
-            term, result = f"{'+' if sign > 0 else '-'}{digit}", value + sign * digit
-        lines.append(f"{value}{term}={result}")
+    if kind == "pairs":
+        lines += [f"{left}+{right}={left + right}" for left, right in pairwise(digits)]
+        return lines, "".join(line[-1] for line in lines[1:])
+    for place, digit in enumerate(digits[1:]):
+        sign = "-" if kind == "alternate" and place % 2 == 0 else "+"
+        result = value - digit if sign == "-" else value + digit
+        lines.append(f"{value}{sign}{digit}={result}")
         value = result
     return lines, str(value)
 
 
 def options(kind: str, digits: tuple[int, ...], answer: str, rng: random.Random) -> dict[str, str]:
-    """The answer among three others, each the answer to the same question with a digit or two misread."""
-    wrong: set[str] = set()
-    while len(wrong) < 3:
+    """The answer among three others, each the answer to the same question with a digit or two misread.
+
+    No two options end alike, so that their last characters tell them apart.
+    """
+    values = {answer[-1]: answer}
+    while len(values) < 4:
         near = list(digits)
         for place in rng.choices(range(len(digits)), k=rng.choice((1, 1, 2))):
             near[place] = rng.randrange(10)
-        wrong.add(reason(kind, tuple(near))[1])
-        wrong.discard(answer)
-    values = [answer, *sorted(wrong)]
-    rng.shuffle(values)
-    return dict(zip("ABCD", values, strict=True))
+        wrong = reason(kind, tuple(near))[1]
+        values.setdefault(wrong[-1], wrong)
+    shuffled = rng.sample(list(values.values()), 4)
+    return dict(zip("ABCD", shuffled, strict=True))
 
 
 def records(split: str, count: int, seed: int = 0, choice_share: float = 0.5) -> Iterator[Record]:
@@ -135,7 +136,7 @@ def records(split: str, count: int, seed: int = 0, choice_share: float = 0.5) ->
             answer = next(letter for letter, option in choices.items() if option == value)
         steps = len(lines)
         if choices:
-            lines = [*lines, f"{answer}. {value}"]
+            lines = [*lines, f"{value} is {answer}"]
         name = f"{split}-{seed}-{len(seen) - 1:05d}"
         short = f"\\boxed{{{answer}}}"
         trace = "<think>\n" + "\n".join(lines) + "\n</think>\n" + short

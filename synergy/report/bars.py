@@ -21,7 +21,7 @@ COLUMNS = 3
 def accuracy(rows: Sequence[Row], path: Path) -> Path:
     """Accuracy per level; whiskers: one standard deviation between runs."""
     bars = {(r.model, r.benchmark, r.level): _whiskered(r.accuracy, r.accuracy_std, 100.0) for r in rows}
-    return _draw(bars, [r.model for r in rows], [r.benchmark for r in rows], "accuracy in percent", path)
+    return _draw(bars, [r.model for r in rows], [r.benchmark for r in rows], "accuracy in percent", path, (0, 102))
 
 
 def length(rows: Sequence[Row], path: Path) -> Path:
@@ -46,7 +46,12 @@ def _whiskered(value: float, std: float | None, most: float) -> Bar:
 
 
 def _draw(
-    bars: Mapping[tuple[str, str, object], Bar], models: Sequence[str], benchmarks: Sequence[str], unit: str, path: Path
+    bars: Mapping[tuple[str, str, object], Bar],
+    models: Sequence[str],
+    benchmarks: Sequence[str],
+    unit: str,
+    path: Path,
+    limits: tuple[float, float] | None = None,
 ) -> Path:
     """Grouped bars: a panel per benchmark, levels on x, one colour per model."""
     names, panels = list(dict.fromkeys(models)), list(dict.fromkeys(benchmarks))
@@ -62,6 +67,7 @@ def _draw(
             at.set_visible(False)
         for line in axes:
             line[0].set_ylabel(unit)
+            line[0].set_ylim(limits)
         _legend(figure, names, colours)
         return style.save(figure, path)
 
@@ -69,7 +75,7 @@ def _draw(
 def _panel(
     at: Axes, panel: str, names: Sequence[str], colours: Mapping[str, str], bars: Mapping[tuple[str, str, object], Bar]
 ) -> None:
-    width = 0.8 / len(names)
+    width = 0.8 / max(2, len(names))
     for number, name in enumerate(names):
         there = [level for level in LEVELS if (name, panel, level) in bars]
         x = [level + (number - (len(names) - 1) / 2) * width for level in there]

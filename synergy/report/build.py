@@ -171,7 +171,7 @@ def content(report: Report) -> dict[str, Any]:
 
 
 def _render(name: str, escaped: bool, told: Mapping[str, Any]) -> str:
-    """Values are escaped in HTML by Jinja, in Markdown's tables by themselves: what models write is not ours to trust."""
+    """In HTML Jinja escapes every value: what models write is not ours to trust. Markdown escapes its own."""
     env = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=escaped,
@@ -180,5 +180,6 @@ def _render(name: str, escaped: bool, told: Mapping[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    env.filters["escape_markdown"] = tables.escape
     return env.get_template(f"{name}.j2").render(told)
 

@@ -18,11 +18,11 @@ def percent(value: float | None, std: float | None = None) -> str:
     return f"{value:.1f}" + (f" ± {std:.1f}" if _known(std) else "")
 
 
-def share(value: float | None) -> str:
+def share(value: float | None, digits: int = 1) -> str:
     """A share of 0 to 1 in percent; what is small but not zero doesn't look like zero."""
     if value is None or not math.isfinite(value):
         return NONE
-    return "<0.1 %" if 0 < value < 0.001 else f"{100 * value:.1f} %"
+    return "<0.1 %" if 0 < value < 0.001 else f"{100 * value:.{digits}f} %"
 
 
 def gain(value: float | None, low: float | None = None, high: float | None = None) -> str:

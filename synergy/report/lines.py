@@ -97,4 +97,5 @@ def _label(at: Axes, number: int, span: Span, end: float, per: float) -> None:
     at.annotate(
         text, ((right if inside else span.begin) / per, number), xytext=(4 if inside else -4, 0), fontsize=8,
         textcoords="offset points", ha="left" if inside else "right", va="center",
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
     )  # fmt: skip

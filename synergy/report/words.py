@@ -52,9 +52,9 @@ def _compared(name: str, row: Row, base: Row, gain: Gain, where: str) -> str:
 
 def _extremes(mine: dict[int | str, Gain]) -> str:
     levels = [mine[level] for level in LEVELS if level in mine]
-    if len(levels) < 2:
+    most, least = max(levels, key=lambda g: g.gain, default=None), min(levels, key=lambda g: g.gain, default=None)
+    if most is None or least is None or form.signed(most.gain) == form.signed(least.gain):
         return ""
-    most, least = max(levels, key=lambda g: g.gain), min(levels, key=lambda g: g.gain)
     return (
         f" The gain is largest on level {most.level} ({form.signed(most.gain)}) "
         f"and smallest on level {least.level} ({form.signed(least.gain)})."
@@ -70,7 +70,7 @@ def baseline(models: Sequence[Model]) -> str:
         f"Gains subtract, question by question, the base model's {base.settings['runs']} runs of stage {base.step.stage.name} "
         f"({base.step.key[:12]}). These are fresh runs: none of them took part in defining the difficulty levels, which came "
         "with the benchmark. Had the same runs done both, regression to the mean alone would lower level 1 and raise level 5 "
-        f"for any model. Intervals: {CONFIDENCE:.0%} for each number by itself, paired bootstrap over questions "
+        f"for any model. Intervals: {form.share(CONFIDENCE, 0)} for each number by itself, paired bootstrap over questions "
         f"(BCa, {RESAMPLES:,} resamples). An average is the plain mean of the benchmarks."
     )
 

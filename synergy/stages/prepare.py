@@ -5,13 +5,34 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from synergy import paths
 from synergy.stages import Command, Job, Progress, Stage
 
 IDENTITY = frozenset(
-    ["part", "source", "train", "validation", "instruction", "sizes", "limit", "seed", "template", "cutoff_len", "benchmarks", "index", "rounds", "epochs", "steps", "batch", "prefix", "unit", "prefix_rollouts"]
+    [
+        "part",
+        "source",
+        "train",
+        "validation",
+        "instruction",
+        "sizes",
+        "limit",
+        "seed",
+        "template",
+        "cutoff_len",
+        "benchmarks",
+        "index",
+        "rounds",
+        "epochs",
+        "steps",
+        "batch",
+        "prefix",
+        "unit",
+        "prefix_rollouts",
+    ]
 )
 RUNTIME: frozenset[str] = frozenset()
 FRAMEWORKS: tuple[str, ...] = ()

@@ -27,11 +27,48 @@ NATIVE = "llamafactory-cli train config.yaml"
 VERSION = 1
 
 RUNTIME_KEYS = frozenset(
-    ["logging_steps", "log_level", "logging_first_step", "disable_tqdm", "save_steps", "save_strategy", "save_total_limit", "plot_loss", "report_to", "overwrite_cache", "preprocessing_num_workers", "preprocessing_batch_size", "dataloader_num_workers", "dataloader_pin_memory", "ddp_timeout", "run_name", "project", "use_swanlab", "eval_strategy", "eval_steps", "per_device_eval_batch_size", "ray_num_workers"]
+    [
+        "logging_steps",
+        "log_level",
+        "logging_first_step",
+        "disable_tqdm",
+        "save_steps",
+        "save_strategy",
+        "save_total_limit",
+        "plot_loss",
+        "report_to",
+        "overwrite_cache",
+        "preprocessing_num_workers",
+        "preprocessing_batch_size",
+        "dataloader_num_workers",
+        "dataloader_pin_memory",
+        "ddp_timeout",
+        "run_name",
+        "project",
+        "use_swanlab",
+        "eval_strategy",
+        "eval_steps",
+        "per_device_eval_batch_size",
+        "ray_num_workers",
+    ]
 )
 """LLaMA-Factory keys that don't change the weights."""
 OURS = frozenset(
-    ["model_name_or_path", "dataset", "dataset_dir", "media_dir", "eval_dataset", "template", "output_dir", "seed", "data_seed", "stage", "do_train", "overwrite_output_dir", "resume_from_checkpoint"]
+    [
+        "model_name_or_path",
+        "dataset",
+        "dataset_dir",
+        "media_dir",
+        "eval_dataset",
+        "template",
+        "output_dir",
+        "seed",
+        "data_seed",
+        "stage",
+        "do_train",
+        "overwrite_output_dir",
+        "resume_from_checkpoint",
+    ]
 )
 """Keys that the driver sets."""
 OPEN_ENDED = "_open_ended"

@@ -56,9 +56,17 @@ def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
     for index in range(knobs.rounds):
         share, number = prefix_share(knobs.schedule, index, knobs.rounds), index + 1
         mix = blocks.round_data(
-            cfg, f"mix-{number}", "data", passes if share else (), index, knobs.rounds, share, knobs.prefix_unit, knobs.prefix_rollouts,
+            cfg,
+            f"mix-{number}",
+            "data",
+            passes if share else (),
+            index,
+            knobs.rounds,
+            share,
+            knobs.prefix_unit,
+            knobs.prefix_rollouts,
             note=f"zero-pass questions get {share:.0%} of their trace",
-        )  # fmt: skip
+        )
         planned.append(mix)
         if share > 0:
             note = "whole traces of zero-pass questions" if share == 1 else "trace prefixes of zero-pass questions"

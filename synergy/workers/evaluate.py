@@ -90,7 +90,8 @@ def _interrupted(number: int, _: object) -> None:
 
 def main(arguments: list[str]) -> int:
     """Exit code."""
-    signal.signal(signal.SIGTERM, _interrupted)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupted)
     if len(arguments) != 1:
         print("usage: python -m synergy.workers.evaluate SPEC.json", file=sys.stderr)
         return 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from synergy.errors import UserError
 HOST = "127.0.0.1"
 _GRACE_SECONDS = 10.0
 _PR_SET_PDEATHSIG = 1
+_ERROR = re.compile(r"\b(?!EngineDead)\w*(?:Error|Exception): \S")
 _libc = ctypes.CDLL(None)
 
 
@@ -99,12 +101,15 @@ def choose_port(port: int | None) -> int:
         return int(probe.getsockname()[1])
 
 
-def last_lines(log: Path, lines: int = 15) -> str:
-    """The end of a log for an error message, with where the rest is."""
+def last_lines(log: Path, lines: int = 12) -> str:
+    """The lines of a log that name an error, or else its end, for a message, with where the rest is. What a dying vLLM
+    writes last says nothing of the cause: requests it refuses, and a library's list of leaks."""
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 32_000))
+        file.seek(max(0, log.stat().st_size - 1_000_000))
         rows = [row for row in file.read().decode(errors="replace").splitlines() if row.strip()]
-    return f"last lines of {log}:\n" + "\n".join(rows[-lines:])
+    errors = list(dict.fromkeys(row for row in rows if _ERROR.search(row)))[:lines]
+    what, shown = ("errors in", errors) if errors else ("last lines of", rows[-lines:])
+    return f"{what} {log}:\n" + "\n".join(row[:500] for row in shown)
 
 
 def command(config: ServerConfig, port: int) -> list[str]:
@@ -115,12 +120,12 @@ def command(config: ServerConfig, port: int) -> list[str]:
     return [*program, *where, "--generation-config", "vllm", *config.args]
 
 
-def stop(process: subprocess.Popen[bytes], grace: float = _GRACE_SECONDS) -> None:
-    """End a process that leads its own group, and the whole group: SIGTERM, `grace` seconds, SIGKILL."""
-    for number, wait in ((signal.SIGTERM, grace), (signal.SIGKILL, grace)):
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process that leads its own group, and the whole group: SIGTERM, _GRACE_SECONDS, SIGKILL."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        end = time.monotonic() + wait
+        end = time.monotonic() + _GRACE_SECONDS
         while time.monotonic() < end and _group_lives(process):
             time.sleep(0.05)
 
