@@ -3,6 +3,9 @@
 The stock scoring is never used: MathVision's calls Python's `eval` on the model's output, the others ask a judge API.
 """
 
+# VLMEvalKit is untyped, so its classes count as Any.
+# mypy: disable-error-code="misc"
+
 from __future__ import annotations
 
 import ast
@@ -12,15 +15,15 @@ import string
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
-from reward_fns.answer import judge
 from vlmeval.dataset.image_mcq import CustomMCQDataset, ImageMCQDataset, MMMUDataset
 from vlmeval.dataset.image_vqa import CustomVQADataset, MathVerse, MathVision, MathVista
 
 from eval import session
 from eval.spec import Question
+from reward_fns.answer import judge
 
 VERDICTS = "_verdicts.jsonl"
 
@@ -50,7 +53,7 @@ class RuleScored:
     def build_prompt(self, line: Any) -> list[dict[str, Any]]:
         """The stock prompt; its first part also carries the question's index, which VLMEvalKit gives no model."""
         row = self.data.iloc[line] if isinstance(line, int) else line  # type: ignore[attr-defined]
-        message: list[dict[str, Any]] = super().build_prompt(row)  # type: ignore[misc]
+        message: list[dict[str, Any]] = super().build_prompt(row)
         return [{**message[0], "question": row["index"]}, *message[1:]]
 
     def evaluate(self, eval_file: str, **_: Any) -> dict[str, float]:
@@ -96,7 +99,7 @@ class AsWritten(RuleScored):
     """Mixin: text stays text. pandas would turn choices 3, 4 and an empty cell into 3.0, 4.0, and 'None' into no choice."""
 
     def load_data(self, dataset: str) -> pd.DataFrame:
-        data: pd.DataFrame = super().load_data(dataset)  # type: ignore[misc]
+        data: pd.DataFrame = super().load_data(dataset)
         rows = session.current().questions[dataset]
         for column in ("question", "answer", "hint", *string.ascii_uppercase):
             if column in data:
@@ -115,8 +118,8 @@ class SynergyChoice(AsWritten, CustomMCQDataset):
 class LocalTable(RuleScored):
     """Mixin for official sets: without a URL and a checksum, VLMEvalKit reads the local TSV as it is, level column and all."""
 
-    DATASET_URL: dict[str, str] = {}
-    DATASET_MD5: dict[str, str] = {}
+    DATASET_URL: ClassVar[dict[str, str]] = {}
+    DATASET_MD5: ClassVar[dict[str, str]] = {}
 
 
 class SynergyMMStar(LocalTable, ImageMCQDataset):

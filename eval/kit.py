@@ -12,9 +12,18 @@ from pathlib import Path
 from types import ModuleType
 
 from eval.registry import KINDS
-from eval.spec import Spec
+from eval.spec import Spec, SpecError
 
-_UNSET = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MMEVAL_ROOT", "EVAL_PROXY", "SPLIT_THINK", "SKIP_ERR")
+_UNSET = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MMEVAL_ROOT",
+    "EVAL_PROXY",
+    "SPLIT_THINK",
+    "SKIP_ERR",
+)
 
 
 def kit_dir(spec: Spec) -> Path:
@@ -41,12 +50,14 @@ def prepare(spec: Spec) -> None:
 
 
 def load() -> Callable[[], None]:
-    """Import VLMEvalKit (seconds) and register our classes under their names; returns its `main`."""
-    import vlmeval.api
-    import vlmeval.dataset
+    """Import VLMEvalKit (seconds) and register our classes under their names; returns its `main`. Raises SpecError."""
+    try:
+        import vlmeval.api
+        import vlmeval.dataset
 
-    from eval import datasets, model
-
+        from eval import datasets, model
+    except ImportError as err:
+        raise SpecError(f"{sys.executable} cannot import VLMEvalKit: {err}; mend the evaluation environment") from err
     setattr(vlmeval.api, model.SynergyEndpoint.__name__, model.SynergyEndpoint)
     for name in KINDS.values():
         setattr(vlmeval.dataset, name, getattr(datasets, name))

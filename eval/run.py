@@ -58,7 +58,9 @@ def collect(state: Any) -> list[dict[str, Any]]:
         for run in range(spec.runs):
             path = kit.find(spec, run, bench.name, VERDICTS)
             if path is None:
-                raise AskError(f"VLMEvalKit left no scores of {bench.name}, run {run}; its log is in {kit.kit_dir(spec)}")
+                raise AskError(
+                    f"VLMEvalKit left no scores of {bench.name}, run {run}; its log is in {kit.kit_dir(spec)}"
+                )
             for line in path.read_text(encoding="utf-8").splitlines():
                 verdict = json.loads(line)
                 answer = answers[bench.name, run, verdict["index"]]

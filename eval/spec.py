@@ -147,7 +147,9 @@ def read_questions(bench: Benchmark) -> list[Question]:
 def _question(bench: Benchmark, row: dict[str, str]) -> Question:
     index = row["index"]
     if index.isdigit() and index != str(int(index)):
-        raise SpecError(f"benchmark {bench.name}: index {index!r} of {bench.tsv} would be read as {int(index)}; write that")
+        raise SpecError(
+            f"benchmark {bench.name}: index {index!r} of {bench.tsv} would be read as {int(index)}; write that"
+        )
     if None in row.values() or not (row.get("image") or row.get("image_path")):
         raise SpecError(f"benchmark {bench.name}: row {index!r} of {bench.tsv} is cut short or has no image")
     try:

@@ -181,12 +181,12 @@ class Uv:
         quiet = [] if sys.stderr.isatty() else ["--quiet"]
         return self._call([str(self.tools / "uv"), *quiet, *arguments], source)
 
-    def find_torch(self, requirements: set[tuple[str, bool]]) -> dict[str, dict[str, str]]:
+    def find_torch(self, requirements: dict[str, bool]) -> dict[str, dict[str, str]]:
         """Where packages come from, per torch requirement (and whether a CPU build will do): where pip looks, as long as
         that torch can be had there, or else PyTorch's own CPU index."""
         listing = self._output([sys.executable, "-m", "pip", "config", "list"])
         settings = pip_settings(listing or self._output([str(self.tools / "python"), "-m", "pip", "config", "list"]))
-        return {torch: self._source_of(torch, uv_sources(settings, cpu)) for torch, cpu in requirements}
+        return {torch: self._source_of(torch, uv_sources(settings, cpu)) for torch, cpu in requirements.items()}
 
     def _source_of(self, torch: str, sources: list[dict[str, str]]) -> dict[str, str]:
         probe = [str(self.tools / "uv"), "pip", "compile", "-q", "--no-deps", "--python", sys.executable, "-"]
@@ -247,12 +247,12 @@ def build(envs: Path, todo: dict[str, str], lock: int) -> None:
     problem = check_disk(free_space(envs), need)
     if problem:
         fail(problem)
-    begun.touch()
     say(
         f"making {' and '.join(todo)} in {envs}: some minutes, about {sum(NEED_GB[pins] for pins in todo.values()):.0f} GB"
     )
     uv = Uv(envs, lock)
-    sources = uv.find_torch({(torch_of(pins), pins != "train-gpu") for pins in todo.values()})
+    sources = uv.find_torch({torch_of(pins): pins != "train-gpu" for pins in todo.values()})
+    begun.touch()
     compiling: dict[str, subprocess.Popen[bytes]] = {}
     try:
         for name, pins in todo.items():
@@ -287,7 +287,10 @@ def main() -> int:
     if problem:
         fail(problem)
     envs = Path(os.path.abspath(arguments.envs))
-    envs.mkdir(parents=True, exist_ok=True)
+    try:
+        envs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"the folder for the environments cannot be made: {error}. Name another one: SYNERGY_ENVS=<folder>")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     with open(envs / ".lock", "w") as lock_file:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
@@ -128,6 +129,7 @@ def _print(title: str, findings: list[Finding]) -> None:
 
 def main() -> int:
     """Prints the tables; 0 when everything needed is there, 1 otherwise."""
+    argparse.ArgumentParser(prog="synergy doctor", description=__doc__).parse_args()
     findings = machine(Path.cwd())
     _print("this machine", findings)
     for name, framework in ANY.items():

@@ -14,8 +14,8 @@ ENVS = Path(os.path.abspath(os.environ.get("SYNERGY_ENVS") or ROOT / ".envs"))
 
 
 def pythonpath() -> str:
-    """PYTHONPATH of every child: ours alone, so that nothing of the driver's environment leaks into a framework's."""
-    return os.pathsep.join((str(ROOT), str(ROOT / "launch" / "plugins")))
+    """PYTHONPATH of child processes: our modules (in a wheel ROOT holds a stand-in for them) and the frameworks' plug-ins."""
+    return os.pathsep.join([str(ROOT), str(ROOT / "launch" / "plugins")])
 
 
 def env_path(python: Path) -> dict[str, str]:

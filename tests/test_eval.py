@@ -69,7 +69,12 @@ def choice_rows(count: int) -> list[dict[str, Any]]:
     """Row 0 has three choices only: the empty cell would turn pandas' column D into floats. Row 1 offers 'None'."""
     rows = []
     for i in range(count):
-        choices = {"A": str(i), "B": str(i + 1), "C": "None" if i == 1 else str(i + 2), "D": "" if i == 0 else str(i + 3)}
+        choices = {
+            "A": str(i),
+            "B": str(i + 1),
+            "C": "None" if i == 1 else str(i + 2),
+            "D": "" if i == 0 else str(i + 3),
+        }
         rows.append({"id": f"choice-{i}", "question": f"Which is {i} plus 1?", **choices, "answer": "B"})
     return [{**row, "difficulty_level": ""} for row in rows]
 
@@ -159,6 +164,57 @@ def pixels(png: bytes) -> bytes:
     return Image.open(io.BytesIO(png)).tobytes()
 
 
+OFFICIAL: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
+    "mathvista": (
+        [
+            {"question": "Q0", "answer": "12", "choices": "[]", "answer_option": ""},
+            {"question": "Q1", "answer": "red", "choices": "['red', 'blue']", "answer_option": "A"},
+        ],
+        ["12.0", "A"],
+    ),
+    "mathvision": (
+        [
+            {"question": "Q0", "answer": "\\frac{1}{2}", "choices": "[]", "level": "9"},
+            {"question": "Q1", "answer": "B", "choices": "['3', '4']", "level": "9"},
+        ],
+        ["0.5", "4"],
+    ),
+    "mathverse": ([{"question": "Q0 Choices: A:1 B:2", "answer": "B"}, {"question": "Q1", "answer": "7"}], ["B", "7"]),
+    "mmmu": (
+        [
+            {"question": "Q0 <image 1> here", "answer": "A", "A": "1", "B": "2", "split": "validation"},
+            {"question": "Q1", "answer": "5", "A": "", "B": "", "split": "validation"},
+        ],
+        ["A", "5"],
+    ),
+    "mmstar": ([{"question": f"Q{i}", "answer": "AB"[i], "A": "x", "B": "y"} for i in range(2)], ["A", "B"]),
+}
+
+
+def test_official_kinds_are_scored_by_rule(tmp_path: Path, eval_python: str) -> None:
+    """Tables with the columns of the official sets. The first time a question is asked the answer is right."""
+    asked: set[str] = set()
+
+    def reply(request: dict[str, Any]) -> tuple[int, str]:
+        text = text_of(request)
+        right = text not in asked
+        asked.add(text)
+        return 200, f"\\boxed{{{OFFICIAL[text.split('#')[1]][1][int('Q1' in text)] if right else 'none of them'}}}"
+
+    benchmarks = []
+    for kind, (rows, _) in OFFICIAL.items():
+        marked = [{**row, "question": f"{row['question']} #{kind}#", "difficulty_level": "L2"} for row in rows]
+        benchmarks.append((f"Test_{kind}", table(tmp_path / f"{kind}.tsv", marked), kind))
+    with serve(Stub(MODEL, reply)) as stub:
+        done = evaluate(eval_python, spec(tmp_path, stub.endpoint, benchmarks))
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = results(tmp_path)
+    assert [(r["benchmark"], r["correct"]) for r in rows] == [
+        (name, run == 0) for name, _, _ in benchmarks for run in (0, 1) for _ in (0, 1)
+    ]
+    assert {r["level"] for r in rows} == {2}
+
+
 def test_failing_server_is_an_error(tmp_path: Path, eval_python: str) -> None:
     def reply(request: dict[str, Any]) -> tuple[int, str]:
         return (400, "prompt is too long") if "What is 3 plus" in text_of(request) else answer(request)
@@ -193,7 +249,9 @@ def test_killed_evaluation_asks_no_answered_question_again(tmp_path: Path, eval_
     answers = tmp_path / "work" / "answers.jsonl"
     with serve(Stub(MODEL, answer, hold_after=12)) as stub:
         path = spec(tmp_path, stub.endpoint, [("TestOpen", tsv, "open")], runs=1, workers=4)
-        with subprocess.Popen(command(eval_python, path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+        with subprocess.Popen(
+            command(eval_python, path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as child:
             end = time.monotonic() + 120
             while not (answers.exists() and len(answers.read_bytes().splitlines()) == 12):
                 assert time.monotonic() < end and child.poll() is None
@@ -207,7 +265,9 @@ def test_killed_evaluation_asks_no_answered_question_again(tmp_path: Path, eval_
         done = evaluate(eval_python, path)
         asked = Counter(text_of(request) for request in stub.requests[first:])
     assert done.returncode == 0, done.stderr[-2000:]
-    assert asked == {contract_prompt(row, INSTRUCTION): 1 for row in open_rows(20) if str(row["id"][5:]) not in answered}
+    assert asked == {
+        contract_prompt(row, INSTRUCTION): 1 for row in open_rows(20) if str(row["id"][5:]) not in answered
+    }
     assert len(results(tmp_path)) == 20 and len(answers.read_text(encoding="utf-8").splitlines()) == 20
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 from synergy.driver.ledger import Entry
 from synergy.driver.plan import Plan, Step, Workspace
 from synergy.errors import UserError
-from synergy.report import build, examples, form, history, measure, paper, results, tables
+from synergy.report import build, examples, form, history, measure, paper, results, style, tables
 from synergy.stages import Stage
 
 T0 = 1_780_000_000.0
@@ -64,7 +64,9 @@ class Runs:
             lines += [f"{i}\t{q}\t{PIXEL}\tHow much is {q} <b>?\tone\t7\t{q[1]}" for i, q in enumerate(ids)]
             (out / f"{name}.tsv").write_text("\n".join(lines) + "\n")
 
-    def evaluate(self, model: str, sizes: Mapping[str, int], verdict: Verdict, runs: int = 2, response: str = "So 7.") -> None:
+    def evaluate(
+        self, model: str, sizes: Mapping[str, int], verdict: Verdict, runs: int = 2, response: str = "So 7."
+    ) -> None:
         settings = {**SETTINGS, "runs": runs, "instruction": None if model == "base" else "Think."}
         inputs = {"model": model, "benchmarks": "benchmarks"}
         out = self.add(f"eval-{model}", "evaluate", inputs, {}, settings=settings)
@@ -100,6 +102,14 @@ def by_hand(root: Path) -> Plan:
     runs.train("rl", "rl", "base", [{"reward": 0.1 * i, "length": 30.0, "entropy": 1.0} for i in range(4)], steps=4)
     runs.evaluate("rl", sizes, lambda b, level, q, i, run: (b == "One" and i in (0, 1, 2), 40 * level))
     return runs.plan()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def coarse() -> Iterator[None]:
+    """Drawing takes most of the time, and pixels are not what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "DPI", 50)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +243,33 @@ def test_several_models(tmp_path: Path) -> None:
     assert "| level 5 | +33.3 | +13.8 | +66.7 | +7.7 |" in markdown and "not comparable in size" in html
 
 
+def test_levels_without_questions_and_a_training_that_diverged(tmp_path: Path) -> None:
+    sizes, runs = {"One": 2, "Two": 2}, Runs(tmp_path, "sft")
+    runs.benchmarks(sizes)
+    runs.evaluate("base", sizes, lambda b, level, q, i, run: (i == 0, 7))
+    runs.train("sft", "sft", "base", [{"loss": float("nan")}, {"loss": float("inf")}], steps=2, loss_last=float("nan"))
+    runs.evaluate("sft", sizes, lambda b, level, q, i, run: (True, 7))
+    for step in runs.steps:
+        file = results.results(step)
+        if file.exists():
+            kept = [
+                row
+                for row in results.rows(file)
+                if row["level"] != 3 and (row["level"] != 4 or row["benchmark"] == "One")
+            ]
+            lost = [{**row, "level": None} if row["level"] == 5 else row for row in kept]
+            file.write_text("".join(json.dumps(row) + "\n" for row in lost))
+    _, markdown, told = page(build.write(runs.plan()))
+    assert {row["level"] for row in told["rows"] if row["benchmark"] == "One"} == {1, 2, 4, "all"}
+    assert row_of(told, "rows", model="sft", benchmark="Two", level="all")["n"] == 6
+    assert (
+        row_of(told, "gains", benchmark="average", level=4)["gain"]
+        == row_of(told, "gains", benchmark="One", level=4)["gain"]
+    )
+    assert row_of(told, "stages", stage="sft")["figures"]["loss_last"] is None
+    assert "| Two | 2 | 2 | 0 | 0 | 0 | 6 |" in markdown
+
+
 def test_paper_averages() -> None:
     assert paper.gains()["sft", 1] == pytest.approx((-11.1 - 8.6 - 7.6 - 11.3 - 15.0) / 5)
     assert paper.gains()["rl", "all"] == pytest.approx(55.1 - 50.3)
@@ -242,7 +279,9 @@ def test_paper_averages() -> None:
 
 def test_unfinished_stages_are_named(tmp_path: Path) -> None:
     todo = by_hand(tmp_path)
-    steps = [replace(s, action="run", why="not made yet", entry=None) if s.stage.name == "rl" else s for s in todo.steps]
+    steps = [
+        replace(s, action="run", why="not made yet", entry=None) if s.stage.name == "rl" else s for s in todo.steps
+    ]
     with pytest.raises(UserError, match=r"rl \(not made yet\).*synergy run recipe=rl"):
         build.write(replace(todo, steps=steps))
     assert not (tmp_path / "reports").exists()
@@ -259,8 +298,12 @@ def test_verb_names_the_command_that_runs_what_is_missing(
     monkeypatch.setattr(plan, "of_config", lambda cfg: replace(todo, steps=steps))
     monkeypatch.setattr("sys.argv", ["synergy report", "recipe=base", f"run.dir={tmp_path}"])
     assert report.main() == 2
-    assert f"eval-base (not made yet). Run them with: python -m synergy.run recipe=base run.dir={tmp_path}" in capsys.readouterr().err
+    assert (
+        f"eval-base (not made yet). Run them with: python -m synergy.run recipe=base run.dir={tmp_path}"
+        in capsys.readouterr().err
+    )
     monkeypatch.setattr(plan, "of_config", lambda cfg: todo)
+    monkeypatch.setattr(build, "write", lambda todo: Path(f"{todo.recipe}/report.html"))
     assert report.main() == 0
     assert "report.html" in capsys.readouterr().out
 
@@ -274,9 +317,10 @@ def test_a_run_directory_that_cannot_be_written(tmp_path: Path) -> None:
 
 def test_timeline_cuts_pauses_and_marks_what_was_reused(tmp_path: Path) -> None:
     todo = by_hand(tmp_path)  # benchmarks, eval-base, rl, eval-rl
-    late = [replace(s, entry=replace(s.entry, started=s.entry.started + 5000 * (i >= 2)))  # type: ignore[type-var]
-            for i, s in enumerate(todo.steps)]  # fmt: skip
-    spans = history.timeline(replace(todo, steps=late))
+    later = [
+        replace(step, entry=replace(step.entry, started=step.entry.started + 5000)) for step in todo.steps if step.entry
+    ]
+    spans = history.timeline(replace(todo, steps=todo.steps[:2] + later[2:]))
     assert [span.begin for span in spans] == pytest.approx([0, 10.5, 20.5, 31])
     assert [span.reused for span in spans] == [True, True, False, False]
     assert not any(span.reused for span in history.timeline(todo))
@@ -306,7 +350,11 @@ def test_examples_show_both_directions(tmp_path: Path) -> None:
     assert (won.benchmark, won.id, won.why) == ("One", "q1-2", "won")
     assert (lost.benchmark, lost.id, lost.why) == ("Two", "q1-0", "lost")
     assert [(r.model, r.correct) for r in won.responses] == [("base", False), ("rl", True)]
-    assert won.question == "How much is q1-2 <b>?\nA. one" and won.gold == "7" and won.image.startswith("data:image/png;base64,")
+    assert (
+        won.question == "How much is q1-2 <b>?\nA. one"
+        and won.gold == "7"
+        and won.image.startswith("data:image/png;base64,")
+    )
     assert examples.data_uri(json.dumps([PIXEL])) == won.image
     assert examples.data_uri(base64.b64encode(b"<svg>").decode()) == "" and examples.data_uri("[") == ""
 

@@ -3,7 +3,7 @@
 Kept to a few fast imports; whatever is unusual is left to the real python.
 """
 
-import array
+import contextlib
 import json
 import os
 import signal
@@ -44,10 +44,8 @@ def main(python: str, address: str, arguments: list[str]) -> int:
             os.close(file)  # so that the other end of a pipe sees the fork close it
 
     def forward(number: int, _frame: object) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
-        except ProcessLookupError:
-            pass
 
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, forward)

@@ -10,7 +10,7 @@ When the server is gone it becomes the real python. Linux only.
 The forks see the modules as imported in the server's environment variables: start it with those that matter on import.
 """
 
-import array
+import contextlib
 import ctypes
 import gc
 import json
@@ -22,7 +22,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,10 +37,11 @@ def _die_with_parent(expected: int) -> None:
         os._exit(1)
 
 
-def start(folder: Path | None = None) -> Path:
+def start(folder: Path | None = None, after_fork: Callable[[], None] = lambda: None) -> Path:
     """Fork the server off this process, which must have only one thread; the path of the stand-in for python.
 
-    The server ends with this process, and with it every fork. Raises RuntimeError when there are several threads.
+    `after_fork` runs in each fork once its environment is in place, for libraries that read theirs on import. The server
+    ends with this process, and with it every fork. Raises RuntimeError when there are several threads.
     """
     if (threads := len(os.listdir("/proc/self/task"))) != 1:
         raise RuntimeError(f"cannot fork safely: a library started {threads - 1} threads while it was imported")
@@ -60,7 +61,7 @@ def start(folder: Path | None = None) -> Path:
         _die_with_parent(me)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         for descriptor, request in _serve(listener):
-            _become(descriptor, request)
+            _become(descriptor, request, after_fork)
         os._exit(0)
     listener.close()
     return python
@@ -70,7 +71,9 @@ def _serve(listener: socket.socket) -> Iterator[tuple[list[int], dict[str, Any]]
     """Answer requests for ever. Yields (in the forks only) what to become."""
     poll = select.poll()
     poll.register(listener, select.POLLIN)
-    clients: dict[int, tuple[socket.socket, int, int]] = {}  # by descriptor of socket and of process: socket, pidfd, pid
+    clients: dict[
+        int, tuple[socket.socket, int, int]
+    ] = {}  # by descriptor of socket and of process: socket, pidfd, pid
     while True:
         for descriptor, _ in poll.poll():
             if descriptor == listener.fileno():
@@ -102,16 +105,12 @@ def _serve(listener: socket.socket) -> Iterator[tuple[list[int], dict[str, Any]]
                 poll.unregister(client)
                 continue
             _, status = os.waitpid(pid, 0)
-            try:
+            with contextlib.suppress(OSError):
                 client.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
-            except OSError:
-                pass
             for key in (client.fileno(), process):
                 clients.pop(key, None)
-                try:
+                with contextlib.suppress(KeyError):
                     poll.unregister(key)
-                except KeyError:
-                    pass
             client.close()
             os.close(process)
 
@@ -133,7 +132,7 @@ def _receive(client: socket.socket) -> tuple[list[int], dict[str, Any]] | None:
         return None
 
 
-def _become(files: list[int], request: dict[str, Any]) -> NoReturn:
+def _become(files: list[int], request: dict[str, Any], after_fork: Callable[[], None]) -> NoReturn:
     """Turn this fork into the process asked for: its files, folder, environment and program."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     parked = [os.dup2(file, _SPARE + index, inheritable=False) for index, file in enumerate(files)]
@@ -148,6 +147,7 @@ def _become(files: list[int], request: dict[str, Any]) -> NoReturn:
     os.environ.update(request["environment"])
     code = 0
     try:
+        after_fork()
         _run(request["arguments"])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)

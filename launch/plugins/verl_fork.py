@@ -5,6 +5,7 @@ Ray's own runtime_env.py_executable, those of vLLM by multiprocessing.
 """
 
 import importlib
+import json
 import os
 import sys
 import warnings
@@ -36,6 +37,14 @@ PRELOAD = (
 )
 
 
+def _read_ray_environment() -> None:
+    """Ray 2.60 reads a worker's RAY_JOB_ID and RAY_RAYLET_PID when it is imported: give them to it again in a fork."""
+    from ray._raylet import Config
+
+    names = ("JOB_ID", "RAYLET_PID")
+    Config.initialize(json.dumps({name: os.environ[f"RAY_{name}"] for name in names if f"RAY_{name}" in os.environ}))
+
+
 def main() -> None:
     """Import, start the fork server, run verl's trainer with this process's arguments."""
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")  # pyarrow's only thread at import
@@ -49,7 +58,7 @@ def main() -> None:
     import fork_server
     from verl.trainer import main_ppo
 
-    python = fork_server.start()
+    python = fork_server.start(after_fork=_read_ray_environment)
     sys.argv = ["verl.trainer.main_ppo", *sys.argv[1:], f"++ray_kwargs.ray_init.runtime_env.py_executable={python}"]
     main_ppo.main()
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from synergy.data.prompt import query
 from synergy.lab.digits import records
+from synergy.lab.practice import drills
 from synergy.lab import INSTRUCTION
 
 SPECIAL = (
@@ -61,6 +62,8 @@ def tokenizer_files(out: Path, seed: int) -> dict[str, int]:
     texts = ["system\nYou are a helpful assistant.", "user\n", "assistant\n"]
     for record in records("train", TEXTS, seed):
         texts += [query(record.question, record.choices, INSTRUCTION), record.trace]
+    for record, _, response in drills(TEXTS // 3, seed):
+        texts += [query(record.question, record.choices), response]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY - len(SPECIAL),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),

@@ -8,13 +8,14 @@ import sys
 from synergy import cli
 from synergy.config import Config
 from synergy.driver import plan
+from synergy.report import results
 
 
 def action(cfg: Config) -> None:
+    todo = plan.of_config(cfg)
+    results.require_finished(todo, shlex.join(["python", "-m", "synergy.run", *sys.argv[1:]]))
     from synergy.report import build  # draws with matplotlib: not before there is something to draw
 
-    todo = plan.of_config(cfg)
-    build.require_finished(todo, shlex.join(["python", "-m", "synergy.run", *sys.argv[1:]]))
     print(f"report: {build.write(todo)}")
 
 

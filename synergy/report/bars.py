@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -11,10 +12,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from synergy.report import style
-from synergy.report.measure import AVERAGE, LEVELS, Gain, Row
+from synergy.report.measure import AVERAGE, LEVELS, Gain, Level, Row
 
 Bar = tuple[float, float, float]
 """Height, and how far the whisker reaches below and above it; nan: none."""
+Place = tuple[str, str, Level]
+"""Model, benchmark and level."""
 COLUMNS = 3
 
 
@@ -32,7 +35,7 @@ def length(rows: Sequence[Row], path: Path) -> Path:
 
 def gains(found: Sequence[Gain], path: Path) -> Path:
     """Gain over the base model per level, a panel per benchmark and one for their average; whiskers: its interval."""
-    bars: dict[tuple[str, str, object], Bar] = {}
+    bars: dict[Place, Bar] = {}
     for g in found:
         known = g.ci_low is not None and g.ci_high is not None
         ends = (g.gain - g.ci_low, g.ci_high - g.gain) if known else (math.nan, math.nan)  # type: ignore[operator]
@@ -46,7 +49,7 @@ def _whiskered(value: float, std: float | None, most: float) -> Bar:
 
 
 def _draw(
-    bars: Mapping[tuple[str, str, object], Bar],
+    bars: Mapping[Place, Bar],
     models: Sequence[str],
     benchmarks: Sequence[str],
     unit: str,
@@ -61,25 +64,28 @@ def _draw(
     with style.look():
         figure = style.figure(0.5 + 2.3 * lines)
         axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
-        for panel, at in zip(panels, axes.flat, strict=False):
-            _panel(at, panel, names, colours, bars)
-        for at in axes.flat[len(panels) :]:
-            at.set_visible(False)
-        for line in axes:
-            line[0].set_ylabel(unit)
-            line[0].set_ylim(limits)
+        places: list[Axes] = axes.ravel().tolist()
+        for at, panel in zip_longest(places, panels):
+            if panel is None:
+                at.set_visible(False)
+            else:
+                _panel(at, panel, names, colours, bars)
+        for at in places[::columns]:
+            at.set_ylabel(unit)
+            if limits is not None:
+                at.set_ylim(limits)
         _legend(figure, names, colours)
         return style.save(figure, path)
 
 
-def _panel(
-    at: Axes, panel: str, names: Sequence[str], colours: Mapping[str, str], bars: Mapping[tuple[str, str, object], Bar]
-) -> None:
+def _panel(at: Axes, panel: str, names: Sequence[str], colours: Mapping[str, str], bars: Mapping[Place, Bar]) -> None:
     width = 0.8 / max(2, len(names))
     for number, name in enumerate(names):
         there = [level for level in LEVELS if (name, panel, level) in bars]
         x = [level + (number - (len(names) - 1) / 2) * width for level in there]
-        heights, below, above = zip(*(bars[name, panel, level] for level in there), strict=True) if there else ((), (), ())
+        heights, below, above = (
+            zip(*(bars[name, panel, level] for level in there), strict=True) if there else ((), (), ())
+        )
         at.bar(x, heights, width * 0.92, color=colours[name])
         at.errorbar(x, heights, [below, above], fmt="none", ecolor=style.INK, elinewidth=0.8, capsize=1.6, capthick=0.8)
     at.axhline(0, color=style.INK, linewidth=0.8)

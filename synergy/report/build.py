@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -39,14 +40,6 @@ class Report:
     spans: list[Span]
 
 
-def require_finished(todo: Plan, command: str) -> None:
-    """Raises UserError naming the stages that are not finished, and the command that runs them."""
-    open_ = [step for step in todo.steps if step.action != "reuse" or step.entry is None]
-    if open_:
-        names = ", ".join(f"{step.stage.name} ({step.why})" for step in open_)
-        raise UserError(f"no report of recipe {todo.recipe} yet, unfinished: {names}. Run them with: {command}")
-
-
 def folder(todo: Plan) -> Path:
     """Where the report goes: named after the recipe and the keys of its final stages, so that other settings lie beside it."""
     used = {name for step in todo.steps for name in step.stage.inputs.values()}
@@ -57,7 +50,7 @@ def folder(todo: Plan) -> Path:
 def write(todo: Plan) -> Path:
     """Writes the report and returns the page. Raises UserError for an unfinished stage or a run directory that can't be
     written."""
-    require_finished(todo, f"synergy run recipe={todo.recipe}")
+    results.require_finished(todo, f"synergy run recipe={todo.recipe}")
     place = folder(todo)
     aside = place.with_name(f".{place.name}-{os.getpid()}")
     try:
@@ -67,7 +60,9 @@ def write(todo: Plan) -> Path:
         shutil.rmtree(place, ignore_errors=True)
         aside.rename(place)
     except OSError as error:
-        raise UserError(f"the report can't be written to {place}: {error.strerror or error}; free space or set run.dir") from error
+        raise UserError(
+            f"the report can't be written to {place}: {error.strerror or error}; free space or set run.dir"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return place / "report.html"
@@ -97,8 +92,8 @@ def draw(report: Report, out: Path) -> dict[str, str]:
         paths.append(bars.gains(report.gains, out / "gains.png"))
     paths.append(bars.accuracy(report.rows, out / "accuracy.png"))
     paths.append(bars.length(report.rows, out / "length.png"))
-    curves = (history.curves(report.plan, kind) for kind in ("sft", "rl"))
-    paths.append(lines.training(*curves, out / "training.png"))
+    sft, rl = history.curves(report.plan, "sft"), history.curves(report.plan, "rl")
+    paths.append(lines.training(sft, rl, out / "training.png"))
     paths.append(lines.timeline(report.spans, out / "timeline.png"))
     return {path.stem: base64.b64encode(path.read_bytes()).decode() for path in paths if path is not None}
 
@@ -137,8 +132,17 @@ def _stage(span: Span) -> dict[str, Any]:
         "attempt": entry.attempt,
         "reused": span.reused,
         "packages": entry.identity.get("packages", {}),
-        "figures": entry.figures,
+        "figures": plain(entry.figures),
     }
+
+
+def plain(value: Any) -> Any:
+    """A JSON value without NaN and infinities, which JSON lacks: a diverged loss becomes null."""
+    if isinstance(value, dict):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def content(report: Report) -> dict[str, Any]:
@@ -182,4 +186,3 @@ def _render(name: str, escaped: bool, told: Mapping[str, Any]) -> str:
     )
     env.filters["escape_markdown"] = tables.escape
     return env.get_template(f"{name}.j2").render(told)
-

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
@@ -12,7 +14,11 @@ from synergy.report import form, history, style
 from synergy.report.history import Curve, Span
 
 SFT = (("loss", "SFT: loss"),)
-RL = (("reward", "RL: mean reward"), ("length", "RL: mean response length in tokens"), ("entropy", "RL: entropy of the policy"))
+RL = (
+    ("reward", "RL: mean reward"),
+    ("length", "RL: mean response length in tokens"),
+    ("entropy", "RL: entropy of the policy"),
+)
 
 
 def training(sft: Sequence[Curve], rl: Sequence[Curve], path: Path) -> Path | None:
@@ -67,10 +73,10 @@ def timeline(spans: Sequence[Span], path: Path) -> Path:
         at = figure.subplots()
         for number, span in enumerate(spans):
             colour = style.KINDS.get(span.step.stage.kind, style.BASE_COLOUR)
-            hatch = {"hatch": "////", "edgecolor": "white", "alpha": 0.75} if span.reused else {}
+            hatch: dict[str, Any] = {"hatch": "////", "edgecolor": "white", "alpha": 0.75} if span.reused else {}
             at.barh(number, span.seconds / per, 0.66, left=span.begin / per, color=colour, linewidth=0, **hatch)
             _label(at, number, span, end, per)
-        for before, after in zip(spans, spans[1:], strict=False):
+        for before, after in pairwise(spans):
             if after.run != before.run:
                 at.axvline(after.begin / per, color=style.INK, linewidth=0.8, linestyle=(0, (1, 2)))
         at.set_yticks(range(len(spans)), [span.step.stage.name for span in spans])

@@ -23,7 +23,9 @@ def gains() -> dict[tuple[str, int | str], float]:
             found[row["recipe"], int(row["level"])].append(float(row["gain_points"]))
     told: dict[tuple[str, int | str], float] = {place: mean(values) for place, values in found.items()}
     averages = accuracies()
-    return told | {(recipe, ALL): average - averages["base"] for recipe, average in averages.items() if recipe != "base"}
+    return told | {
+        (recipe, ALL): average - averages["base"] for recipe, average in averages.items() if recipe != "base"
+    }
 
 
 @cache

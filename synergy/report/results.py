@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from synergy.driver.plan import Plan, Step
+from synergy.errors import UserError
 
 BASE = "base"
 
@@ -43,6 +44,14 @@ class Model:
     @property
     def file(self) -> Path:
         return results(self.step)
+
+
+def require_finished(todo: Plan, command: str) -> None:
+    """Raises UserError naming the stages that are not finished, and the command that runs them."""
+    open_ = [step for step in todo.steps if step.action != "reuse" or step.entry is None]
+    if open_:
+        names = ", ".join(f"{step.stage.name} ({step.why})" for step in open_)
+        raise UserError(f"no report of recipe {todo.recipe} yet, unfinished: {names}. Run them with: {command}")
 
 
 def results(step: Step) -> Path:

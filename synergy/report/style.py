@@ -13,7 +13,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-WIDTH = 7.2
+WIDTH, DPI = 7.2, 170
 """Inches; text of nine points stays readable when a phone shrinks the picture."""
 BASE_COLOUR = "#8c8c8c"
 INK, FAINT = "#222222", "#d9d9d9"
@@ -62,7 +62,7 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def figure(height: float) -> Figure:
-    return Figure(figsize=(WIDTH, height), dpi=170, layout="constrained")
+    return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained")
 
 
 def look() -> Any:

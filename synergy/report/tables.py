@@ -68,7 +68,14 @@ def _results(rows: Sequence[Row], gains: Sequence[Gain], at: Sequence[Level], fi
                         form.share(row.extracted),
                     )
                 )
-    numbers = ("questions", "accuracy,\u00a0%", "gain over base [95\u00a0%]", "length, tokens", "cut off", "answer found")
+    numbers = (
+        "questions",
+        "accuracy,\u00a0%",
+        "gain over base [95\u00a0%]",
+        "length, tokens",
+        "cut off",
+        "answer found",
+    )
     return Table((*first, *numbers), tuple(lines), words=2)
 
 
@@ -111,7 +118,9 @@ def _training(step: Step) -> list[str]:
     if "rl_rows" in seen:
         told.append(f"{form.count(seen['rl_rows'])} questions for RL")
         if seen.get("prefix"):
-            told.append(f"{form.count(seen['zero_pass'])} zero-pass questions get {form.share(seen['prefix'], 0)} of their trace")
+            told.append(
+                f"{form.count(seen['zero_pass'])} zero-pass questions get {form.share(seen['prefix'], 0)} of their trace"
+            )
     if "responses" in seen:
         told.append(f"{form.count(seen['responses'])} responses, {form.share(seen['accuracy'])} right")
     if step.stage.kind in ("sft", "rl") and "steps" in seen:

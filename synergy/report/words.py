@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from synergy.report import form
-from synergy.report.measure import ALL, AVERAGE, CONFIDENCE, LEVELS, RESAMPLES, Gain, Row
+from synergy.report.measure import ALL, AVERAGE, CONFIDENCE, LEVELS, RESAMPLES, Gain, Level, Row
 from synergy.report.results import BASE, Model
 
 LEVEL_RULE = (
@@ -32,9 +32,8 @@ def headline(rows: Sequence[Row], gains: Sequence[Gain]) -> list[str]:
         if mine:
             told.append(_compared(name, row, by_model[BASE], mine[ALL], where) + _extremes(mine))
         else:
-            told.append(
-                f"{name} answers {form.percent(row.accuracy)} % right {where}, in {form.tokens(row.length_mean)} tokens on average."
-            )
+            right, length = form.percent(row.accuracy), form.tokens(row.length_mean)
+            told.append(f"{name} answers {right} % right {where}, in {length} tokens on average.")
     return told
 
 
@@ -44,13 +43,14 @@ def _compared(name: str, row: Row, base: Row, gain: Gain, where: str) -> str:
     unclear = known and gain.ci_low <= 0 <= gain.ci_high  # type: ignore[operator]
     ratio = f", {form.times(row.length_mean / base.length_mean)} the base's length" if base.length_mean > 0 else ""
     return (
-        f"{name} answers {form.percent(row.accuracy)} % right {where}: {form.signed(gain.gain)} points over the base model{ends}"
+        f"{name} answers {form.percent(row.accuracy)} % right {where}: "
+        f"{form.signed(gain.gain)} points over the base model{ends}"
         f"{', which these questions cannot tell from no change' if unclear else ''}. "
         f"It writes {form.tokens(row.length_mean)} tokens on average{ratio}."
     )
 
 
-def _extremes(mine: dict[int | str, Gain]) -> str:
+def _extremes(mine: Mapping[Level, Gain]) -> str:
     levels = [mine[level] for level in LEVELS if level in mine]
     most, least = max(levels, key=lambda g: g.gain, default=None), min(levels, key=lambda g: g.gain, default=None)
     if most is None or least is None or form.signed(most.gain) == form.signed(least.gain):
@@ -79,5 +79,5 @@ def columns() -> str:
     """What the columns of the result tables mean."""
     return (
         "Accuracy: mean over runs ± standard deviation between runs. Length: mean ± standard deviation over all responses. "
-        "Cut off: share of responses that met the length limit. Answer found: share in which the checker found an answer at all."
+        "Cut off: share of responses that met the length limit. Answer found: share in which the checker found any answer."
     )

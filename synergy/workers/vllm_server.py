@@ -71,7 +71,7 @@ class Server:
         """Whether /health answers and it is our server that answers. Raises ServerError if it has ended."""
         try:
             with _direct.open(f"http://{HOST}:{self.port}/health", timeout=5.0) as reply:
-                healthy = reply.status == 200
+                healthy = bool(reply.status == 200)
         except (OSError, urllib.error.URLError):
             healthy = False
         self.check()
@@ -116,7 +116,16 @@ def command(config: ServerConfig, port: int) -> list[str]:
     """The server's command line. Sampling defaults are vLLM's neutral ones, not those of the model's
     generation_config.json, which would add a repetition penalty that no recipe names; `args` may say otherwise."""
     program = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    where = ["--model", str(config.model), "--served-model-name", config.served_name, "--host", HOST, "--port", str(port)]
+    where = [
+        "--model",
+        str(config.model),
+        "--served-model-name",
+        config.served_name,
+        "--host",
+        HOST,
+        "--port",
+        str(port),
+    ]
     return [*program, *where, "--generation-config", "vllm", *config.args]
 
 

@@ -1,0 +1,159 @@
+"""The real thing, small: LLaMA-Factory, verl, vLLM and VLMEvalKit take turns on the tiny model. Minutes, not seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from synergy import lab, paths
+from synergy.driver import checkpoint, handoff, ledger, process
+from synergy.driver.ledger import Entry
+
+pytestmark = pytest.mark.slow
+
+SMALL = [
+    "data.sizes={train: 96, val: 8, bench: 12}",
+    "evaluate.runs=2",
+    "sample.n=2",
+    "sft.config.num_train_epochs=2",
+    "sft.config.save_steps=2",
+    "sft.config.logging_steps=1",
+    "budget.rl_steps=6",
+    "rl.verl.data.train_batch_size=8",
+    "rl.verl.actor_rollout_ref.actor.ppo_mini_batch_size=8",
+    "rl.verl.actor_rollout_ref.rollout.n=4",
+    "rl.verl.trainer.save_freq=1",
+]
+
+
+def argv(root: Path, *words: str) -> list[str]:
+    return [sys.executable, "-m", "synergy.run", *words, f"run.dir={root}", *SMALL]
+
+
+def run(root: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(argv(root, *words), capture_output=True, text=True, cwd=paths.PACKAGE.parent)
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-6000:]
+    return done
+
+
+def entries(root: Path) -> dict[str, Entry]:
+    return {entry.name: entry for entry in ledger.read(root / "ledger.jsonl").values()}
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {name: b"".join(checkpoint.chunks(t)) for name, t in checkpoint.read(folder).items()}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory in which recipe=progressive ran to its report."""
+    root = tmp_path_factory.mktemp("progressive")
+    done = run(root, "recipe=progressive")
+    report = Path(re.findall(r"^report: (.+)$", done.stdout, re.M)[-1])
+    assert report.exists()
+    return root
+
+
+def test_frameworks_take_turns_and_every_hand_off_is_whole(finished: Path) -> None:
+    made = entries(finished)
+    chain = ["sft-1", "rl-1", "sft-2", "rl-2", "rl-3"]
+    assert set(chain) <= set(made)
+    base = weights(lab.BASE)
+    for before, after in zip(["base", *chain], chain, strict=False):
+        model = finished / made[after].output
+        now = weights(model)
+        assert set(now) == set(base), "published names, in every stage"
+        then = base if before == "base" else weights(finished / made[before].output)
+        changed = {name for name in now if now[name] != then[name]}
+        assert changed or "skipped" in made[after].figures
+        assert not [name for name in changed if name.startswith("visual.")], (
+            "the vision tower is frozen in SFT and in RL"
+        )
+        for file in ("tokenizer.json", "config.json"):
+            assert (model / file).read_bytes() == (lab.BASE / file).read_bytes()
+
+
+def test_zero_pass_questions_are_told_by_rollouts_and_get_prefixes(finished: Path) -> None:
+    made = entries(finished)
+    first, second = (finished / made[f"mix-{n}"].output for n in (1, 2))
+    whole = json.loads((first / "sft/train.json").read_text())
+    assert made["mix-1"].figures["zero_pass"] == len(whole) > 0
+    parts = json.loads((second / "sft/train.json").read_text())
+    traces = {json.loads(line)["trace"] for line in _lines(finished / made["data"].output / "records/train.jsonl")}
+    assert all(row["messages"][1]["content"] in traces for row in whole)
+    for row in parts:
+        part = row["messages"][1]["content"]
+        assert part not in traces and any(trace.startswith(part) for trace in traces)
+    counts = [json.loads(line) for line in _lines(finished / made["rl-1"].output / "passes.jsonl")]
+    assert counts and all(row["n"] == 4 for row in counts), "four rollouts of every question were counted"
+
+
+def test_the_report_has_accuracy_and_length_per_level(finished: Path) -> None:
+    found = json.loads(next(finished.glob("reports/*/report.json")).read_text())
+    rows = [row for row in found["rows"] if row["level"] == "all"]
+    assert {row["model"] for row in rows} == {"base", "rl-3"}
+    assert {row["benchmark"] for row in rows} == {"DigitsOpen", "DigitsChoice"}
+    assert all(row["n"] == 12 and 0 <= row["accuracy"] <= 100 and row["length_mean"] > 0 for row in rows)
+
+
+def test_the_same_command_reuses_everything_within_seconds(finished: Path) -> None:
+    before = (finished / "ledger.jsonl").read_bytes()
+    started = time.monotonic()
+    done = run(finished, "recipe=progressive")
+    assert time.monotonic() - started < 60
+    assert done.stdout.count("reused") == len(entries(finished))
+    assert (finished / "ledger.jsonl").read_bytes() == before
+
+
+def test_no_process_is_left(finished: Path) -> None:
+    for entry in entries(finished).values():
+        assert not list(process.marked(entry.key))
+
+
+def test_sft_that_was_killed_ends_with_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    """LLaMA-Factory alone would go on from the base model's weights (see stages/sft.py)."""
+    run(tmp_path / "whole", "recipe=sft")
+    killed = tmp_path / "killed"
+    driver = subprocess.Popen(argv(killed, "recipe=sft"), stdout=subprocess.DEVNULL, cwd=paths.PACKAGE.parent)
+    _wait_for(killed, "stages/sft-*/work/out/checkpoint-2/trainer_state.json")
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    done = run(killed, "recipe=sft")
+    assert "step" in (killed / "ledger.jsonl").read_text() and "sft" in done.stdout
+    one, two = (weights(root / entries(root)["sft"].output) for root in (tmp_path / "whole", killed))
+    assert one == two, "bit for bit"
+    assert entries(killed)["sft"].attempt == 2
+
+
+def test_rl_that_was_interrupted_continues_from_its_checkpoint(tmp_path: Path) -> None:
+    words = ["recipe=rl", "rl.verl.trainer.save_freq=2"]
+    driver = subprocess.Popen(argv(tmp_path, *words), stdout=subprocess.DEVNULL, cwd=paths.PACKAGE.parent)
+    _wait_for(tmp_path, "stages/rl-*/work/checkpoints/latest_checkpointed_iteration.txt")
+    os.kill(driver.pid, signal.SIGINT)
+    assert driver.wait(timeout=60) == 130
+    run(tmp_path, *words)
+    made = entries(tmp_path)["rl"]
+    assert made.attempt == 2
+    first = (tmp_path / made.output).parent / "attempt-2/overrides.txt"
+    assert "trainer.resume_mode='resume_path'" in first.read_text()
+    assert made.figures["steps"] == 6
+    assert handoff.count_changed(tmp_path / made.output, lab.BASE) > 0
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def _wait_for(root: Path, pattern: str, seconds: float = 600) -> None:
+    end = time.time() + seconds
+    while not list(root.glob(pattern)):
+        assert time.time() < end, f"no {pattern} within {seconds} s"
+        time.sleep(0.1)
