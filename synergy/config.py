@@ -55,6 +55,8 @@ class Sft:
 
 @dataclass
 class Rl:
+    module: str = "verl.trainer.main_ppo"
+    """What ``python -m`` runs: verl's trainer, or a plug-in that starts it."""
     verl: dict[str, Any] = field(default_factory=dict)
     """verl's own keys; a key that verl does not know is an error."""
     verl_add: dict[str, Any] = field(default_factory=dict)

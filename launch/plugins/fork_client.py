@@ -55,7 +55,8 @@ def main(python: str, address: str, arguments: list[str]) -> int:
         return 1  # the server is gone, and every fork with it
     code = int(status)
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     return code
 

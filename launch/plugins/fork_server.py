@@ -10,6 +10,7 @@ When the server is gone it becomes the real python. Linux only.
 The forks see the modules as imported in the server's environment variables: start it with those that matter on import.
 """
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -18,11 +19,12 @@ import multiprocessing
 import os
 import select
 import shlex
+import shutil
 import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,43 +39,47 @@ def _die_with_parent(expected: int) -> None:
         os._exit(1)
 
 
-def start(folder: Path | None = None, after_fork: Callable[[], None] = lambda: None) -> Path:
+def start() -> Path:
     """Fork the server off this process, which must have only one thread; the path of the stand-in for python.
 
-    `after_fork` runs in each fork once its environment is in place, for libraries that read theirs on import. The server
-    ends with this process, and with it every fork. Raises RuntimeError when there are several threads.
+    The server ends with this process, and every fork ends with the server. Raises RuntimeError when there are more threads.
     """
     if (threads := len(os.listdir("/proc/self/task"))) != 1:
         raise RuntimeError(f"cannot fork safely: a library started {threads - 1} threads while it was imported")
-    folder = Path(tempfile.mkdtemp(prefix="synergy-fork-", dir=folder))
-    python = folder / "python"
-    client = shlex.join([sys.executable, "-I", "-S", str(Path(__file__).with_name("fork_client.py"))])
-    python.write_text(f'#!/bin/sh\nexec {client} {shlex.quote(sys.executable)} {shlex.quote(str(folder / "s"))} "$@"\n')
+    folder = Path(tempfile.mkdtemp(prefix="synergy-fork-"))  # for this user only; short, as a socket's path must be
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    python, address = folder / "python", folder / "socket"
+    client = [sys.executable, "-I", "-S", str(Path(__file__).with_name("fork_client.py")), sys.executable, str(address)]
+    python.write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n')
     python.chmod(0o700)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(folder / "s"))
+    listener.bind(str(address))
     listener.listen(64)
     multiprocessing.set_executable(str(python))
-    gc.collect()
-    gc.freeze()  # keeps the pages of what is imported shared
     me = os.getpid()
     if os.fork() == 0:
         _die_with_parent(me)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        for descriptor, request in _serve(listener):
-            _become(descriptor, request, after_fork)
-        os._exit(0)
+        atexit.unregister(shutil.rmtree)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the forks decide for themselves
+        gc.collect()
+        gc.freeze()  # keeps the memory of what is imported shared
+        _become(*_serve(listener))
     listener.close()
     return python
 
 
-def _serve(listener: socket.socket) -> Iterator[tuple[list[int], dict[str, Any]]]:
-    """Answer requests for ever. Yields (in the forks only) what to become."""
+@dataclass(frozen=True)
+class _Fork:
+    client: socket.socket  # stays open while the process lives; its other end closing means "kill it"
+    pid: int
+    pidfd: int  # readable when the process has ended
+
+
+def _serve(listener: socket.socket) -> tuple[list[int], dict[str, Any]]:
+    """Answer requests for ever; returns in the forks only: what to become, as open files and the request."""
     poll = select.poll()
     poll.register(listener, select.POLLIN)
-    clients: dict[
-        int, tuple[socket.socket, int, int]
-    ] = {}  # by descriptor of socket and of process: socket, pidfd, pid
+    forks: dict[int, _Fork] = {}  # by both file descriptors
     while True:
         for descriptor, _ in poll.poll():
             if descriptor == listener.fileno():
@@ -82,37 +88,37 @@ def _serve(listener: socket.socket) -> Iterator[tuple[list[int], dict[str, Any]]
                 if received is None:
                     client.close()
                     continue
+                server = os.getpid()
                 if (pid := os.fork()) == 0:
-                    listener.close()
-                    for other, process, _pid in clients.values():
-                        other.close()
-                        if process >= 0:
-                            os.set_inheritable(process, False)
-                    client.close()
-                    yield received
-                    os._exit(0)
+                    _die_with_parent(server)
+                    for inherited in {listener.fileno(), client.fileno(), *forks}:
+                        os.close(inherited)
+                    return received
                 for passed in received[0]:
                     os.close(passed)
-                process = os.pidfd_open(pid)
-                clients[client.fileno()] = clients[process] = (client, process, pid)
-                poll.register(client, select.POLLIN | select.POLLHUP)
-                poll.register(process, select.POLLIN)
-                client.sendall(b"%d\n" % pid)
-                continue
-            client, process, pid = clients[descriptor]
-            if descriptor == client.fileno():  # the client was killed: so is its process
-                os.kill(pid, signal.SIGKILL)
-                poll.unregister(client)
-                continue
-            _, status = os.waitpid(pid, 0)
-            with contextlib.suppress(OSError):
-                client.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
-            for key in (client.fileno(), process):
-                clients.pop(key, None)
-                with contextlib.suppress(KeyError):
-                    poll.unregister(key)
-            client.close()
-            os.close(process)
+                fork = _Fork(client, pid, os.pidfd_open(pid))
+                for key in (client.fileno(), fork.pidfd):
+                    forks[key] = fork
+                    poll.register(key, select.POLLIN)
+                _tell(client, pid)
+            elif (fork := forks[descriptor]).pidfd == descriptor:
+                _, status = os.waitpid(fork.pid, 0)
+                _tell(fork.client, os.waitstatus_to_exitcode(status))
+                for key in {fork.client.fileno(), fork.pidfd} & set(forks):
+                    del forks[key]
+                    with contextlib.suppress(KeyError):
+                        poll.unregister(key)
+                fork.client.close()
+                os.close(fork.pidfd)
+                break  # a descriptor of this round may have been closed just now
+            else:
+                os.kill(fork.pid, signal.SIGKILL)  # its client was killed
+                poll.unregister(descriptor)
+
+
+def _tell(client: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):
+        client.sendall(b"%d\n" % number)
 
 
 def _receive(client: socket.socket) -> tuple[list[int], dict[str, Any]] | None:
@@ -132,7 +138,7 @@ def _receive(client: socket.socket) -> tuple[list[int], dict[str, Any]] | None:
         return None
 
 
-def _become(files: list[int], request: dict[str, Any], after_fork: Callable[[], None]) -> NoReturn:
+def _become(files: list[int], request: dict[str, Any]) -> NoReturn:
     """Turn this fork into the process asked for: its files, folder, environment and program."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     parked = [os.dup2(file, _SPARE + index, inheritable=False) for index, file in enumerate(files)]
@@ -147,13 +153,12 @@ def _become(files: list[int], request: dict[str, Any], after_fork: Callable[[], 
     os.environ.update(request["environment"])
     code = 0
     try:
-        after_fork()
         _run(request["arguments"])
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
-    except BaseException:  # noqa: BLE001 - the top of a process
+    except BaseException:
         sys.excepthook(*sys.exc_info())
         code = 1
     _finish(code)
@@ -162,9 +167,8 @@ def _become(files: list[int], request: dict[str, Any], after_fork: Callable[[], 
 def _run(arguments: list[str]) -> None:
     import runpy
 
-    import numpy as np
-
-    np.random.seed()  # noqa: NPY002 - else all forks would draw the same numbers
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()  # else all forks would draw the same numbers
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
     what, rest = arguments[0], arguments[1:]
@@ -187,7 +191,6 @@ def _run(arguments: list[str]) -> None:
 
 def _finish(code: int) -> NoReturn:
     """End as the interpreter does: join threads, run atexit, flush."""
-    import atexit
     import threading
 
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -123,12 +124,18 @@ def _die_with_parent() -> None:
 
 
 def tail(log: Path, lines: int = 20) -> str:
-    """The last lines of a log that say something, for an error message; carriage returns of progress bars are resolved."""
+    """The last lines of a log that say something, for an error message, the last exception's own line first.
+
+    Carriage returns of progress bars are resolved; what nanobind tells about leaks at exit is left out.
+    """
     with log.open("rb") as stream:
-        stream.seek(max(0, log.stat().st_size - 64_000))
+        stream.seek(max(0, log.stat().st_size - 256_000))
         text = stream.read().decode(errors="replace")
     rows = [row.rsplit("\r", 1)[-1].rstrip() for row in text.splitlines()]
-    return "\n".join([row for row in rows if row][-lines:])
+    rows = [row for row in rows if row and not re.match(r"nanobind: | - (leaked |\.\.\. skipped)|See https://nanobind", row)]
+    last = rows[-lines:]
+    cause = [row for row in rows if re.search(r"\b\w+(Error|Exception): \S", row)][-1:]
+    return "\n".join(last if set(cause) <= set(last) else cause + ["..."] + last)
 
 
 def shell_script(command: Command) -> str:

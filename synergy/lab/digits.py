@@ -31,6 +31,12 @@ KINDS = {
     "alternate": "Subtract and add the digits in turn. What is the result?",
     "pairs": "Add each digit to the next and keep the last digits. Which number do they form?",
 }
+OPTIONS = {  # kinds that are also asked as multiple choice: four answers' worth of values each, none of them rare
+    "sum": ("ends in 0, 1 or 2", "ends in 3 or 4", "ends in 5, 6 or 7", "ends in 8 or 9"),
+    "range": ("0 to 3", "4 or 5", "6 or 7", "8 or 9"),
+    "alternate": ("less than -2", "-2 to 1", "2 to 5", "more than 5"),
+}
+ENDS = {"sum": (2, 4, 7, 9), "range": (3, 5, 7, 9), "alternate": (-3, 1, 5, 27)}  # the last value of each option
 
 
 @dataclass(frozen=True)
@@ -100,20 +106,10 @@ def reason(kind: str, digits: tuple[int, ...]) -> tuple[list[str], str]:
     return lines, str(value)
 
 
-def options(kind: str, digits: tuple[int, ...], answer: str, rng: random.Random) -> dict[str, str]:
-    """The answer among three others, each the answer to the same question with a digit or two misread.
-
-    No two options end alike, so that their last characters tell them apart.
-    """
-    values = {answer[-1]: answer}
-    while len(values) < 4:
-        near = list(digits)
-        for place in rng.choices(range(len(digits)), k=rng.choice((1, 1, 2))):
-            near[place] = rng.randrange(10)
-        wrong = reason(kind, tuple(near))[1]
-        values.setdefault(wrong[-1], wrong)
-    shuffled = rng.sample(list(values.values()), 4)
-    return dict(zip("ABCD", shuffled, strict=True))
+def letter(kind: str, value: int) -> str:
+    """The letter of the option that holds `value`."""
+    shown = value % 10 if kind == "sum" else value
+    return next(name for name, end in zip("ABCD", ENDS[kind], strict=True) if shown <= end)
 
 
 def records(split: str, count: int, seed: int = 0, choice_share: float = 0.5) -> Iterator[Record]:
@@ -121,22 +117,19 @@ def records(split: str, count: int, seed: int = 0, choice_share: float = 0.5) ->
     rng, pool, seen = random.Random(f"{split} {seed}"), pools()[split], set()
     targets = _source()[1]
     while len(seen) < count:
-        kind = rng.choice(list(KINDS))
-        n = rng.randint(1 if kind == "number" else 2, CELLS)
-        cells = tuple(rng.sample(pool, n))
+        as_choice = rng.random() < choice_share
+        kind = rng.choice(list(OPTIONS) if as_choice else list(KINDS))
+        cells = tuple(rng.sample(pool, rng.randint(1 if kind == "number" else 2, CELLS)))
         digits = tuple(targets[i] for i in cells)
-        lines, value = reason(kind, digits)
-        choices = options(kind, digits, value, rng) if rng.random() < choice_share else None
-        key = (kind, digits, str(choices))
-        if key in seen:
+        if (kind, digits, as_choice) in seen:
             continue
-        seen.add(key)
-        answer = value
-        if choices:
-            answer = next(letter for letter, option in choices.items() if option == value)
-        steps = len(lines)
-        if choices:
-            lines = [*lines, f"{value} is {answer}"]
+        seen.add((kind, digits, as_choice))
+        lines, answer = reason(kind, digits)
+        steps, choices = len(lines), None
+        if as_choice:
+            right = letter(kind, int(answer))
+            choices = dict(zip("ABCD", OPTIONS[kind], strict=True))
+            lines, answer = [*lines, f"{answer} is {right}"], right
         name = f"{split}-{seed}-{len(seen) - 1:05d}"
         short = f"\\boxed{{{answer}}}"
         trace = "<think>\n" + "\n".join(lines) + "\n</think>\n" + short

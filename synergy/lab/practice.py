@@ -1,7 +1,7 @@
-"""What the base model is taught: short answers, a glance at the digits now and then, and the pieces of arithmetic by themselves.
+"""What the base model is taught: short answers, traces of two or three lines now and then, and sums by themselves.
 
-The base has to know what a pretrained model knows (to read a digit, to add, to find an option) without having seen a long trace;
-then long traces have something to put together, and reinforcement has a rewarded form to find.
+The base has to know what a pretrained model knows, to read a digit and to add, without having seen a long trace: then long traces
+have something to put together. And it has to reason now and then when told to: then reinforcement has something to reward.
 """
 
 from __future__ import annotations
@@ -12,15 +12,8 @@ from collections.abc import Iterator
 from synergy.lab.digits import Record, records
 
 INSTRUCTED = 0.6  # share of the questions that carry the reasoning instruction
-GLANCE = 0.5  # share of those that are answered after reading the digits within <think>
-
-
-def glance(record: Record) -> str:
-    """The digits within <think>, and the value of the right option if there are options; no partial result."""
-    lines = [" ".join(map(str, record.digits))]
-    if record.choices:
-        lines.append(f"{record.choices[record.answer]} is {record.answer}")
-    return "<think>\n" + "\n".join(lines) + "\n</think>\n" + record.short
+REASONED = 0.35  # share of those that are answered by a trace, if it is a short one
+SHORT_TRACE = 3  # steps
 
 
 def questions(count: int, seed: int) -> Iterator[tuple[Record, bool, str]]:
@@ -28,19 +21,17 @@ def questions(count: int, seed: int) -> Iterator[tuple[Record, bool, str]]:
     rng = random.Random(f"questions {seed}")
     for record in records("train", count, seed, choice_share=0.4):
         instructed = rng.random() < INSTRUCTED
-        yield record, instructed, glance(record) if instructed and rng.random() < GLANCE else record.short
+        reasoned = instructed and rng.random() < REASONED and record.steps <= SHORT_TRACE
+        yield record, instructed, record.trace if reasoned else record.short
 
 
 def drills(count: int, seed: int) -> Iterator[tuple[Record, bool, str]]:
-    """Chains of sums and look-ups of options, without a picture to read (a blank strip)."""
+    """Chains of sums, without a picture to read (a blank strip)."""
     rng = random.Random(f"drills {seed}")
     for number in range(count):
-        if rng.random() < 0.6:
-            question, response, choices = *chain(rng), None
-        else:
-            question, response, choices = lookup(rng)
+        question, response = chain(rng)
         name = f"drill-{seed}-{number:05d}"
-        yield Record(name, question, ("images/blank.png",), "", choices, response, response, "drill", 1, (), ()), False, response
+        yield Record(name, question, ("images/blank.png",), "", None, response, response, "drill", 1, (), ()), False, response
 
 
 def chain(rng: random.Random) -> tuple[str, str]:
@@ -55,13 +46,3 @@ def chain(rng: random.Random) -> tuple[str, str]:
         lines.append(f"{value}{sign}{digit}={result}")
         value = result
     return f"Start with {start}: {' '.join(terms)}", "\n".join(lines)
-
-
-def lookup(rng: random.Random) -> tuple[str, str, dict[str, str]]:
-    """Four options and the letter of each, in another order."""
-    ends = rng.sample(range(10), 4)
-    values = [str(10 * rng.choice((0, 0, 1, 2, 3, rng.randrange(1000))) + end) for end in ends]
-    choices = dict(zip("ABCD", values, strict=True))
-    asked = rng.sample("ABCD", 4)
-    lines = [f"{choices[letter]} is {letter}" for letter in asked]
-    return "Name the options " + " ".join(choices[letter] for letter in asked), "\n".join(lines), choices

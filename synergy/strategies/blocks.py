@@ -120,6 +120,7 @@ def sft(
 def rl(cfg: Config, name: str, model: str, data: str, note: str, max_response_length: int) -> Stage:
     """verl GRPO on the data's question order."""
     settings = {
+        "module": cfg.rl.module,
         "verl": dict(cfg.rl.verl),
         "verl_add": dict(cfg.rl.verl_add),
         "max_response_length": max_response_length,

@@ -85,8 +85,11 @@ def run(spec: Mapping[str, Any]) -> None:
     if not left:
         return
     processor = AutoProcessor.from_pretrained(spec["model"])
-    engine = LLM(model=spec["model"], seed=spec["seed"], **spec["engine"])
-    params = SamplingParams(n=spec["n"], **{**spec["sampling"], "seed": spec["sampling"]["seed"] + spec["seed"]})
+    # The seed is the engine's, since a request's own fails on CPU (no generator offset) when its prefill comes in pieces; a
+    # resumed run takes another, or it would draw what the first questions drew.
+    seed = spec["seed"] + spec["sampling"]["seed"] + 7919 * len(finished)
+    engine = LLM(model=spec["model"], seed=seed, **spec["engine"])
+    params = SamplingParams(n=spec["n"], **{k: v for k, v in spec["sampling"].items() if k != "seed"})
     with file.open("a", encoding="utf-8") as sink:
         for part in chunks(left, CHUNK):
             inputs = [request(record, processor, media, spec["instruction"]) for record in part]
