@@ -1,0 +1,104 @@
+"""Rebuild the shipped base model: `python -m synergy.lab.build OUT` (about half an hour on two cores; needs the training environment).
+
+Three steps, each a child process of this interpreter: random weights, one LLaMA-Factory SFT stage (the only one that trains the
+vision tower), 16 runs on both benchmarks for the levels. OUT/base is then what `synergy/lab/base` holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from synergy import paths
+from synergy.data import writers
+from synergy.driver import handoff
+from synergy.lab import BASE, INSTRUCTION, digits, practice
+
+QUESTIONS, DRILLS = 12000, 6000
+TEACH = dict(
+    stage="sft", do_train=True, finetuning_type="full", template="qwen2_vl", cutoff_len=256, dataset="teach", report_to="none",
+    freeze_vision_tower=False, freeze_multi_modal_projector=False, freeze_language_model=False, image_min_pixels=3136,
+    per_device_train_batch_size=64, gradient_accumulation_steps=1, learning_rate=1.0e-3, max_steps=2000, warmup_steps=100,
+    lr_scheduler_type="cosine", weight_decay=0.0, max_grad_norm=1.0, logging_steps=20, save_strategy="no", plot_loss=False,
+    preprocessing_num_workers=1, dataloader_num_workers=0, overwrite_cache=True, seed=0, data_seed=0,
+)  # fmt: skip
+
+
+def lesson(folder: Path, seed: int) -> None:
+    """Write the base model's training data in LLaMA-Factory's format, pictures included."""
+    rows = [*practice.questions(QUESTIONS, 1000 + seed), *practice.drills(DRILLS, 1000 + seed)]
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    for record, _, _ in rows:
+        file = folder / record.images[0]
+        if not file.exists():
+            digits.picture(record.cells).save(file)
+    taught = [(record, response, INSTRUCTION if instructed else None) for record, instructed, response in rows]
+    writers.llamafactory(folder, {"teach": taught})  # type: ignore[dict-item]  # a lab record has every field that is read
+
+
+def child(*arguments: str) -> None:
+    """Run a Python module or file with this interpreter and the launch plug-ins; its output is passed through."""
+    plugins = paths.ROOT / "launch" / "plugins"
+    path = os.pathsep.join(map(str, (Path(__file__).parents[2], paths.ROOT, plugins)))
+    env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    start = "import runpy, sys, torch_cpu_shim; sys.argv = sys.argv[1:]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+    subprocess.run([sys.executable, "-c", start, *arguments], env=env, check=True)
+
+
+def tag(base: Path, data: Path, out: Path, seed: int) -> None:
+    """Count passes of 16 runs on both benchmarks; write {record id: passes} to `out`."""
+    child("synergy.lab.tag", str(base), str(data), str(out), "--seed", str(seed))
+
+
+def manifest(folder: Path) -> dict[str, str]:
+    """sha256 of every file but the manifest itself, by name."""
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != "MANIFEST.json")
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def build(out: Path, seed: int) -> Path:
+    """Make random weights, teach them, tag the benchmarks; return the folder of the base model."""
+    began = time.monotonic()
+
+    def say(what: str) -> None:
+        print(f"[{time.monotonic() - began:6.0f} s] {what}", flush=True)
+
+    random, lessons, taught, base = out / "random", out / "lessons", out / "sft", out / "base"
+    say("random weights and tokenizer")
+    child("synergy.lab.model", str(random), "--seed", str(seed))
+    say("lessons and benchmarks")
+    lesson(lessons, seed)
+    digits.write(out / "data")
+    config = out / "sft.yaml"
+    settings = {**TEACH, "model_name_or_path": random, "dataset_dir": lessons, "media_dir": lessons, "output_dir": taught}
+    config.write_text("".join(f"{key}: {json.dumps(value, default=str)}\n" for key, value in settings.items()))
+    say("LLaMA-Factory SFT")
+    child("llamafactory.cli", "train", str(config))
+    handoff.publish(taught, random, random, base)
+    say("16 runs on both benchmarks")
+    tag(base, out / "data", base / "levels.json", seed)
+    (base / "MANIFEST.json").write_text(json.dumps(manifest(base), indent=2) + "\n")
+    say(f"done: {base}")
+    return base
+
+
+def main() -> None:
+    """Build, then compare with the shipped base."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    made = manifest(build(args.out.resolve(), args.seed))
+    shipped = manifest(BASE) if BASE.exists() else {}
+    for name, digest in made.items():
+        print(f"{digest}  {name}  {'as shipped' if shipped.get(name) == digest else 'differs from the shipped file'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""The command line: help that teaches, and bad input that ends with one message, exit code 2 and nothing published."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from synergy import environments, paths
+
+TRACE = "<think>3</think>\n\\boxed{3}"
+
+
+def call(verb: str, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    argv = [str(environments.locate("verl")), "-m", f"synergy.{verb}", *words]
+    return subprocess.run(
+        argv, capture_output=True, text=True, cwd=paths.PACKAGE.parent, env={**os.environ, **(env or {})}
+    )
+
+
+def refused(root: Path, told: str, *words: str, env: dict[str, str] | None = None) -> None:
+    """The run ends with exit code 2 and a message that has ``told`` in it; no stage was published."""
+    done = call("run", *words, f"run.dir={root}", env=env)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert done.stderr.startswith("synergy: ")
+    assert not list(root.glob("stages/*/output"))
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ("Could not find 'recipe/progresive'", ["recipe=progresive"]),
+        ("You must specify 'recipe'", []),
+        ("Could not find 'scale/huge'", ["recipe=sft", "scale=huge"]),
+        ("Key 'confg' not in 'Sft'", ["recipe=sft", "sft.confg.learning_rate=1"]),
+        ("Key 'round' is not in struct", ["recipe=progressive", "recipe.round=3"]),
+        ("could not be converted to Float", ["recipe=sft", "run.stall_minutes=long"]),
+        ("did you mean learning_rate", ["recipe=sft", "+sft.config.learningrate=1e-3"]),
+        ("no template of LLaMA-Factory", ["recipe=sft", "model.template=qwen2_lv"]),
+        ("verl refuses the rl config", ["recipe=rl", "+rl.verl.algorithm.adv_estimater=grpo"]),
+        ("recipe.rounds=1", ["recipe=progressive", "recipe.rounds=1"]),
+        ("no such folder", ["recipe=sft", "model.path=nowhere"]),
+        ("40-digit commit", ["recipe=sft", "model.path=Qwen/Qwen2.5-VL-7B-Instruct"]),
+        ("no Python at", ["recipe=base", "frameworks.vlmevalkit=/nowhere/python"]),
+        ("data.source=/nowhere", ["recipe=sft", "data.source=/nowhere"]),
+    ],
+)
+def test_bad_input_is_one_message(tmp_path: Path, told: str, words: list[str]) -> None:
+    refused(tmp_path, told, *words)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A data source of one good record."""
+    folder = tmp_path / "source"
+    folder.mkdir()
+    Image.new("RGB", (140, 28)).save(folder / "x.png")
+    write(folder, {"id": "a", "question": "How many?", "answer": "3", "images": ["x.png"], "trace": TRACE, "level": 1})
+    return folder
+
+
+def write(folder: Path, row: dict[str, object]) -> None:
+    for name in ("train.jsonl", "val.jsonl", "bench_open.jsonl", "bench_choice.jsonl"):
+        (folder / name).write_text(json.dumps(row) + "\n")
+
+
+def test_bad_data_is_told_before_any_long_work(tmp_path: Path, source: Path) -> None:
+    root, words = tmp_path / "runs", ("recipe=sft", f"data.source={source}")
+    (source / "x.png").write_bytes(b"not an image")
+    refused(root, "x.png can't be opened", *words)
+    Image.new("RGB", (140, 28)).save(source / "x.png")
+    good = json.loads((source / "train.jsonl").read_text())
+    write(source, {**good, "level": None})
+    refused(root, "no difficulty level", *words)
+    write(source, good)
+    (source / "train.jsonl").unlink()
+    refused(root, "train.jsonl is missing", *words)
+    write(source, {k: v for k, v in good.items() if k != "answer"})
+    refused(root, "lacks ['answer']", *words)
+
+
+def test_a_trace_over_the_cut_off_is_refused(tmp_path: Path, source: Path) -> None:
+    driver = [str(environments.locate("verl")), "-m", "synergy.data.prepare"]
+    from synergy import lab
+
+    spec = {
+        **{"part": "train", "source": str(source), "inputs_source": str(source), "base": str(lab.BASE)},
+        **{"train": "train.jsonl", "validation": None, "instruction": "Think.", "limit": None, "cutoff_len": 40},
+        "out": str(tmp_path / "out"),
+    }
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    done = subprocess.run(
+        [*driver, str(tmp_path / "spec.json")], capture_output=True, text=True, cwd=paths.PACKAGE.parent
+    )
+    assert done.returncode == 2
+    assert "longer than sft.config.cutoff_len=40" in done.stdout.splitlines()[-1]
+
+
+@pytest.fixture
+def busy_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def test_a_port_in_use_is_told(tmp_path: Path, busy_port: int) -> None:
+    refused(tmp_path, f"evaluate.port={busy_port} is in use", "recipe=base", f"evaluate.port={busy_port}")
+
+
+def test_a_run_directory_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    refused(tmp_path / "file", "can't be written", "recipe=base")
+
+
+def test_a_report_of_unfinished_stages_names_the_command(tmp_path: Path) -> None:
+    done = call("report", "recipe=base", f"run.dir={tmp_path}")
+    assert done.returncode == 2
+    assert "synergy run" in done.stderr or "synergy.run" in done.stderr
+
+
+def test_help_teaches() -> None:
+    done = call("run", "--help")
+    assert done.returncode == 0
+    for word in ("synergy plan recipe=progressive", "recipe: base, progressive", "learning_rate", "-m recipe="):
+        assert word in done.stdout
+
+
+def test_plan_tells_everything_and_changes_nothing(tmp_path: Path) -> None:
+    done = call("plan", "recipe=progressive", f"run.dir={tmp_path / 'new'}")
+    assert done.returncode == 0, done.stderr
+    assert "rl-3" in done.stdout and "llamafactory-cli train" in done.stdout and "GB of disk" in done.stdout
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_sweep_plans_every_job() -> None:
+    done = call("plan", "-m", "recipe=base,sft")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("eval-base") == 2
+
+
+def test_the_console_script_lists_its_verbs() -> None:
+    argv = [
+        sys.executable,
+        "-c",
+        "import sys; from synergy import cli; sys.argv = ['synergy', 'fly']; sys.exit(cli.main())",
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=paths.PACKAGE.parent)
+    assert done.returncode == 2
+    assert all(verb in done.stdout for verb in ("run", "plan", "report", "doctor"))
