@@ -24,7 +24,9 @@ def main(overrides: list[str]) -> None:
     bare = [sys.executable, "-c", "pass"]
     pairs = [(seconds(plan), seconds(bare)) for _ in range(REPEATS)]
     planned, empty = (sorted(column) for column in zip(*pairs, strict=True))
-    print(f"plan: median {median(planned):.2f} s, slowest {planned[-1]:.2f} s; bare Python: median {median(empty):.2f} s")
+    print(
+        f"plan: median {median(planned):.2f} s, slowest {planned[-1]:.2f} s; bare Python: median {median(empty):.2f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -63,7 +63,8 @@ def compute_score(
     """Reward of one rollout: "score" is what GRPO uses, "acc", "format" (0 or 1) and "length" (characters) its parts.
 
     extra_info may hold "id", "split", "choices" (letter to text, or that as JSON) and "prefix", the beginning of the
-    response that was given to the policy rather than generated: both are judged together, "length" is of what was generated.
+    response that was given to the policy rather than generated: both are judged together; "length" counts what was
+    generated.
     """
     info = extra_info or {}
     prefix = str(info.get("prefix") or "")

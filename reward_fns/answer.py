@@ -23,9 +23,9 @@ _GLUED_TEXT = re.compile(r"[.:)\]]|\s*$")
 class Verdict:
     """What the checker decided.
 
-    correct: whether the answer equals the gold answer. answer: the final answer as extracted (None: there is none), or the
-    letter of the choice that it stands for. rule: which rule found the answer and which compared it, "boxed/number" say.
-    seconds: wall time of the judgement.
+    correct: whether the answer equals the gold answer. answer: the final answer as extracted (None: there is none),
+    or the letter of the choice that it stands for. rule: which rule found the answer and which compared it,
+    "boxed/number" say. seconds: wall time of the judgement.
     """
 
     correct: bool
@@ -35,7 +35,7 @@ class Verdict:
 
 
 def choice_letter(answer: str, choices: Mapping[str, str]) -> str | None:
-    """The letter in `choices` (letter to text) that `answer` stands for, by its letter or by its text; None if neither."""
+    """The letter in `choices` (letter to text) that `answer` stands for, by letter or by text; None if neither."""
     text = plain(answer)
     if text in choices:
         return text
@@ -67,7 +67,7 @@ def _judge(response: str, gold: str, choices: Mapping[str, str] | None) -> tuple
 
 
 def judge(response: str, gold: str, choices: Mapping[str, str] | None = None) -> Verdict:
-    """Judge the last answer in `response` against `gold`, a value, or with `choices` (letter to text) a letter or a text.
+    """Judge the last answer in `response` against `gold`, a value, or with `choices` (letter to text) a letter or text.
 
     Of a response longer than MAX_RESPONSE characters the end is judged. Never raises on account of what a string holds.
     """

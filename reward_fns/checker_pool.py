@@ -1,7 +1,8 @@
-"""Computer algebra (math-verify) in child processes that can be killed, for use from any thread, coroutine or Ray worker.
+"""Computer algebra (math-verify) in children that can be killed, for use from any thread, coroutine or Ray worker.
 
 math-verify's own time limit is a signal: it works in a main thread only, cannot interrupt one long C call and limits no
-memory. Here the child has hard limits on memory and CPU time, and the parent kills and replaces one that does not answer.
+memory. Here the child has hard limits on memory and CPU time, and the parent kills and replaces one that does not
+answer.
 """
 
 import atexit
@@ -72,7 +73,7 @@ class CheckerPool:
         self._idle: list[_Child] = []
 
     def verify(self, gold: str, answer: str) -> bool | None:
-        """Whether the expression `answer` equals `gold`; None when it took too long, too much memory or no child starts."""
+        """Whether the expression `answer` equals `gold`; None if it took too much time or memory or no child starts."""
         with self._places:
             try:
                 child = self._idle.pop() if self._idle else _Child()

@@ -1,4 +1,4 @@
-"""Whether two short answers mean the same: as strings and as exact numbers first, by computer algebra only when needed."""
+"""Whether two short answers mean the same: as strings, as exact numbers, and only if need be by algebra."""
 
 import re
 
@@ -36,7 +36,8 @@ def _key(text: str) -> str:
 def equivalent(answer: str, gold: str, *, thorough: bool = True) -> tuple[bool, str]:
     """Whether `answer` equals `gold`, and the rule that decided. Without `thorough`, computer algebra is left out.
 
-    Costs microseconds for strings and numbers; algebra costs milliseconds, and never more than the checker's time limit.
+    Costs microseconds for strings and numbers; algebra costs milliseconds, and never more than the checker's time
+    limit.
     """
     mine, wanted = plain(answer), plain(gold)
     if not mine or not wanted:

@@ -1,4 +1,4 @@
-"""Find the final answer in a response: the text of the last \\boxed{}, of <answer>, after "answer is", or a lone letter."""
+"""Find the final answer in a response: the last \\boxed{}, of <answer>, after "answer is", or a lone letter."""
 
 import re
 from dataclasses import dataclass

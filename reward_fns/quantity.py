@@ -1,4 +1,4 @@
-"""Read numbers as people and LaTeX write them, exactly: 1,234  -3.50  7/12  \\frac{7}{12}  50\\%  1.2\\times10^{3}  7 cm."""
+"""Read numbers as people and LaTeX write them: 1,234  -3.50  7/12  \\frac{7}{12}  50\\%  1.2\\times10^{3}  7 cm."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,9 @@ _FRACTION = re.compile(
 )
 _MIXED = re.compile(r"([-+]?\d+)(\\[dt]?frac(?:\{\d+\}\{\d+\}|\d\d))")
 # A unit needs a space before it ("7x" is no 7), a degree sign does not.
-_UNIT = re.compile(r"(?:\s+(?:[A-Za-zµμΩ]{2,20}|[mgsLNJWVKAh])(?:\^?\{?[23]\}?)?|\s*(?:°|\^\{?\\circ\}?|\\degree))$")
+_UNIT = re.compile(
+    r"(?:\s+(?:[A-Za-zµμΩ]{2,20}|[mgsLNJWVKAh])(?:\^?\{?[23]\}?)?|\s*(?:°|\^\{?\\circ\}?|\\degree))$"
+)
 _MAX = 80  # characters
 
 

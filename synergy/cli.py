@@ -62,6 +62,8 @@ def with_config(action: Callable[[Config], None]) -> int:
         except known as error:  # past Hydra, which would print a report of its own
             failed.append(error)
 
+    if {"-h", "--help"} & set(sys.argv) and not any(word.startswith("recipe=") for word in sys.argv):
+        sys.argv.append("recipe=progressive")  # the help shows a composed config, and Hydra wants a recipe for it
     ConfigStore.instance().store(name="schema", node=Config)
     signal.signal(signal.SIGTERM, _interrupt)
     try:

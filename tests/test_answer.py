@@ -72,9 +72,9 @@ def test_equal_without_algebra(answer: str, gold: str) -> None:
 @pytest.mark.parametrize(
     ("answer", "gold"),
     [
-        ("7", "8"), ("7x", "7"), ("1 2", "12"), ("0.33", "1/3"), ("3.1", "3.14"), ("7.004", "7"), ("70", "7"), ("-7", "7"),
-        ("", "7"), ("yes", "no"), ("7", "seven"), ("1/0", "1"), ("500%", "0.5"), ("3, 4", "34"), ("0.5", "0.05"), (".", "0"),
-        ("1e999", "1"), ("-", "0"), ("/", "1"),
+        ("7", "8"), ("7x", "7"), ("1 2", "12"), ("0.33", "1/3"), ("3.1", "3.14"), ("7.004", "7"), ("70", "7"),
+        ("-7", "7"), ("", "7"), ("yes", "no"), ("7", "seven"), ("1/0", "1"), ("500%", "0.5"), ("3, 4", "34"), ("0.5", "0.05"),
+        (".", "0"), ("1e999", "1"), ("-", "0"), ("/", "1"),
     ],
 )  # fmt: skip
 def test_different(answer: str, gold: str) -> None:
@@ -180,7 +180,9 @@ def test_works_from_threads_and_coroutines() -> None:
 
 
 @settings(max_examples=300, deadline=1000)
-@given(st.text(alphabet=st.sampled_from("\\boxed{}<think>/answer is:B.()$%1270-,^ \n"), max_size=120), st.integers(-99, 99))
+@given(
+    st.text(alphabet=st.sampled_from("\\boxed{}<think>/answer is:B.()$%1270-,^ \n"), max_size=120), st.integers(-99, 99)
+)
 def test_never_raises_and_agrees_with_itself(noise: str, number: int) -> None:
     verdict = judge(noise, str(number), CHOICES)
     assert verdict.answer is None or verdict.rule
@@ -190,6 +192,10 @@ def test_never_raises_and_agrees_with_itself(noise: str, number: int) -> None:
 def test_imports_neither_torch_nor_sympy() -> None:
     code = "import sys, reward_fns.accuracy_format; print(sorted({'torch', 'sympy', 'math_verify'} & set(sys.modules)))"
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == "[]"

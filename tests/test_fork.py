@@ -68,7 +68,9 @@ def test_runs_code_scripts_and_modules_as_python_does(python: str, tmp_path: Pat
         name, argv, folder, variable, preloaded, stdin = json.loads(done.stdout)
         assert (name, argv[1:], folder, variable, stdin) == ("__main__", ["3"], str(tmp_path), "é", "in")
         assert preloaded is True  # imported by the server, not by the script
-    done = subprocess.run([python, "-c", "import sys; sys.exit('no: ' + sys.argv[1])", "a b"], capture_output=True, text=True)
+    done = subprocess.run(
+        [python, "-c", "import sys; sys.exit('no: ' + sys.argv[1])", "a b"], capture_output=True, text=True
+    )
     assert (done.returncode, done.stderr) == (1, "no: a b\n")
     done = subprocess.run([python, "-c", "1/0"], capture_output=True, text=True)
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr

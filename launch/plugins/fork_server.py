@@ -1,11 +1,11 @@
-"""Import the big libraries once, fork them many times: a stand-in for `python` whose processes start within milliseconds.
+"""Import the big libraries once, fork them many times: a stand-in for `python` that starts in milliseconds.
 
 A verl job on one machine is about nine processes that each import torch, transformers, vLLM and verl: some 10 s of CPU
 and half a gigabyte each, which is most of what a small job costs. `start` forks a server off the process that has
 imported them, and writes a small executable, to be named where a Python executable may be named (Ray's
-runtime_env.py_executable, multiprocessing.set_executable). Run as `python script ...`, `-c code ...` or `-m module ...`, it
-asks the server for a fork, passes on arguments, environment, folder and open files, and lives as long as the fork does.
-When the server is gone it becomes the real python. Linux only.
+runtime_env.py_executable, multiprocessing.set_executable). Run as `python script ...`, `-c code ...` or `-m module
+...`, it asks the server for a fork, passes on arguments, environment, folder and open files, and lives as long as the
+fork does. When the server is gone it becomes the real python. Linux only.
 
 The forks see the modules as imported in the server's environment variables: start it with those that matter on import.
 """
@@ -24,10 +24,12 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+_PREFIX = "synergy-fork-"
 _PR_SET_PDEATHSIG = 1
 _SPARE = 500  # file descriptors are parked from here on while they are put in place
 
@@ -39,14 +41,27 @@ def _die_with_parent(expected: int) -> None:
         os._exit(1)
 
 
+def _sweep() -> None:
+    """Remove the folders of servers whose process was killed: nobody listens there any more."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if folder.stat().st_uid == os.getuid() and time.time() - folder.stat().st_mtime > 60:
+                try:
+                    probe.connect(str(folder / "socket"))
+                except ConnectionRefusedError:
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
 def start() -> Path:
     """Fork the server off this process, which must have only one thread; the path of the stand-in for python.
 
-    The server ends with this process, and every fork ends with the server. Raises RuntimeError when there are more threads.
+    The server ends with this process, and every fork ends with the server. Raises RuntimeError if there are more
+    threads.
     """
     if (threads := len(os.listdir("/proc/self/task"))) != 1:
         raise RuntimeError(f"cannot fork safely: a library started {threads - 1} threads while it was imported")
-    folder = Path(tempfile.mkdtemp(prefix="synergy-fork-"))  # for this user only; short, as a socket's path must be
+    _sweep()
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))  # for this user only; short, as a socket's path must be
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     python, address = folder / "python", folder / "socket"
     client = [sys.executable, "-I", "-S", str(Path(__file__).with_name("fork_client.py")), sys.executable, str(address)]
@@ -170,7 +185,7 @@ def _run(arguments: list[str]) -> None:
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # else all forks would draw the same numbers
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(line_buffering=True)
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     what, rest = arguments[0], arguments[1:]
     if what == "-c":
         sys.argv = ["-c", *rest[1:]]

@@ -28,7 +28,7 @@ def _machine_bytes(key: str) -> int:
 
 
 class _CpuDevice(ModuleType):
-    """The part of the interface of torch.cuda that verl calls, over torch.cpu; memory means this process's resident set."""
+    """What verl calls of torch.cuda, over torch.cpu; memory means this process's resident set."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch.cpu, name)
@@ -81,7 +81,7 @@ class _CpuDevice(ModuleType):
 
 @PlatformRegistry.register(platform="cpu")
 class PlatformCPU(PlatformBase):
-    """verl's platform interface for a machine without accelerator. Each "device" is a process; collectives go by gloo."""
+    """verl's platform interface for a machine without accelerator. A "device" is a process; collectives go by gloo."""
 
     device_name = "cpu"
     vendor_name = "cpu"
@@ -127,7 +127,7 @@ class PlatformCPU(PlatformBase):
         return "CUDA_VISIBLE_DEVICES"
 
     def ray_resource_name(self) -> str:
-        # verl counts only the Ray resources GPU and NPU; ray.init(num_gpus=N) hands out N virtual ones without hardware.
+        # verl counts only the Ray resources GPU and NPU; ray.init(num_gpus=N) hands out virtual ones.
         return "GPU"
 
     def ray_noset_envvars(self) -> list[str]:

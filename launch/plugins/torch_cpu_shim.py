@@ -1,15 +1,16 @@
 """Let PyPI's CUDA-linked torchvision, torchaudio and torchcodec wheels import beside a CPU-only torch.
 
 PyPI serves only CUDA builds of the three for linux/x86_64. Their extension modules need libtorch_cuda.so, so that
-  * `import torchvision` dies of "operator torchvision::nms does not exist" (it registers meta kernels for operators that
-    its missing extension would have defined), which transformers reports as a missing PreTrainedModel;
+  * `import torchvision` dies of "operator torchvision::nms does not exist" (it registers meta kernels for operators
+    that its missing extension would have defined), which transformers reports as a missing PreTrainedModel;
   * `import torchaudio` (LLaMA-Factory, unconditionally) dies of an OSError, "Could not load this library";
   * `import torchcodec` raises OSError or RuntimeError where vLLM and transformers expect ImportError.
 None of the extensions is needed for images: resizing uses torch's own interpolation.
 
 Install: copy this file into site-packages, beside a file `torch_cpu_shim.pth` with the line `import torch_cpu_shim`.
-It costs nothing until one of the three is imported, and changes nothing where torch was built for CUDA or ROCm, or where
-the extension does load. Measured with torch 2.13.0+cpu, torchvision 0.28.0, torchaudio 2.11.0, torchcodec 0.17.0.
+It costs nothing until one of the three is imported, and changes nothing where torch was built for CUDA or ROCm, or
+where the extension does load. Measured with torch 2.13.0+cpu, torchvision 0.28.0, torchaudio 2.11.0, torchcodec
+0.17.0.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def _cpu_torch() -> bool:
-    """Whether the installed torch can use neither CUDA nor ROCm. Called only while a torch library is being imported."""
+    """Whether the installed torch can use neither CUDA nor ROCm. Called while a torch library is being imported."""
     import torch
 
     return torch.version.cuda is None and getattr(torch.version, "hip", None) is None

@@ -1,7 +1,7 @@
 """`python verl_fork.py OVERRIDES` is `python -m verl.trainer.main_ppo OVERRIDES`, with one import for all processes.
 
-For jobs on one machine without accelerator (see fork_server). The processes of Ray's workers come from the fork server by
-Ray's own runtime_env.py_executable, those of vLLM by multiprocessing.
+For jobs on one machine without accelerator (see fork_server). The processes of Ray's workers come from the fork
+server by Ray's own runtime_env.py_executable, those of vLLM by multiprocessing.
 """
 
 import contextlib
@@ -39,9 +39,14 @@ PRELOAD = (
 )
 
 
+# Libraries that would start threads when they are imported: pyarrow's allocator, numpy's linear algebra.
+SINGLE_THREADED = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"}
+
+
 def preload() -> None:
     """Import what the processes share, and nothing that starts a thread or reads what differs between them."""
-    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")  # pyarrow's only thread at import
+    for name, value in SINGLE_THREADED.items():
+        os.environ.setdefault(name, value)
     hidden: dict[str, Any] = {"ray": None}  # vLLM imports Ray where it finds it, for an executor that is not used here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -55,10 +60,14 @@ def preload() -> None:
 def main() -> None:
     """Import, start the fork server, run verl's trainer with this process's arguments."""
     preload()
-    python = fork_server.start()
+    arguments = sys.argv[1:]
+    try:
+        arguments.append(f"++ray_kwargs.ray_init.runtime_env.py_executable={fork_server.start()}")
+    except RuntimeError as error:
+        print(f"verl_fork: {error}; every process imports for itself, which is slower", file=sys.stderr)
     from verl.trainer import main_ppo
 
-    sys.argv = ["verl.trainer.main_ppo", *sys.argv[1:], f"++ray_kwargs.ray_init.runtime_env.py_executable={python}"]
+    sys.argv = ["verl.trainer.main_ppo", *arguments]
     main_ppo.main()
 
 

@@ -2,8 +2,8 @@
 
 verl 0.9.1 reads the key into its dataclass and never uses it (its 0.6 and 0.7 workers did). With this module loaded,
 `true` excludes the vision tower and its merger (the connector to the language model) from training by the FSDP engine;
-with `false` nothing changes. verl imports external_lib before it builds the actor's config, so that the key can be carried
-from there to the engine.
+with `false` nothing changes. verl imports external_lib before it builds the actor's config, so that the key can be
+carried from there to the engine.
 """
 
 import logging
@@ -32,7 +32,7 @@ def freeze_vision(module: torch.nn.Module) -> int:
 
 
 def _hook_engine() -> None:
-    """Let FSDPEngine freeze what it has built, where its config carries the mark. Imports the engine, so only on need."""
+    """Let FSDPEngine freeze what it has built, where its config carries the mark. Imports the engine."""
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
 
     stock = FSDPEngine._build_module

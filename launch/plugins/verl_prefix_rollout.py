@@ -33,8 +33,8 @@ class PrefixAgentLoop(SingleTurnAgentLoop):
     async def run(self, sampling_params: dict[str, Any], priority: int = 0, **kwargs: Any) -> AgentLoopOutput:
         self._prefix = prefix_of(kwargs.get("extra_info"), int(kwargs.get("session_id", 0)))
         output = await super().run(sampling_params, priority=priority, **kwargs)
-        # verl merges these fields into the reward function's extra_info: it must judge prefix and continuation together,
-        # also where the row has a prefix that this rollout did not carry.
+        # verl merges these fields into the reward function's extra_info: it must judge prefix and continuation
+        # together, also where the row has a prefix that this rollout did not carry.
         output.extra_fields["prefix"] = self._prefix
         return output
 

@@ -20,6 +20,9 @@ from synergy.data import checks, records, rounds, writers
 from synergy.data.records import Record
 from synergy.errors import UserError
 
+LEVELS = "levels.json"
+"""Beside the lab's base model: record id -> passes of 16 runs."""
+
 
 def train(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """records/{train,validation}.jsonl with their images, and sft/ with the full long traces."""
@@ -50,10 +53,10 @@ def train(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
 
 def benchmarks(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """One TSV per benchmark and ``benchmarks.json`` that lists them."""
-    source = _source(spec, out / "lab")
-    listed, figures = [], {}
+    source, listed, figures = _source(spec, out / "lab"), [], {}
+    tagged = json.loads((Path(spec["base"]) / LEVELS).read_text()) if spec["source"] == "lab" else {}
     for bench in spec["benchmarks"]:
-        found = [_levelled(record) for record in records.read(source / bench["records"])]
+        found = [_levelled(record, tagged) for record in records.read(source / bench["records"])]
         unknown = [record.id for record in found if record.level is None]
         if unknown:
             raise UserError(
@@ -71,9 +74,11 @@ def benchmarks(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
     return figures
 
 
-def _levelled(record: Record) -> Record:
-    if record.level is None and record.passes is not None:
-        return replace(record, level=records.level(record.passes))
+def _levelled(record: Record, tagged: Mapping[str, int]) -> Record:
+    """The record with the passes that the lab's base model was tagged with, and the level that follows from passes."""
+    passes = tagged.get(record.id, record.passes)
+    if record.level is None and passes is not None:
+        return replace(record, passes=passes, level=records.level(passes))
     return record
 
 

@@ -132,10 +132,12 @@ def tail(log: Path, lines: int = 20) -> str:
         stream.seek(max(0, log.stat().st_size - 256_000))
         text = stream.read().decode(errors="replace")
     rows = [row.rsplit("\r", 1)[-1].rstrip() for row in text.splitlines()]
-    rows = [row for row in rows if row and not re.match(r"nanobind: | - (leaked |\.\.\. skipped)|See https://nanobind", row)]
+    rows = [
+        row for row in rows if row and not re.match(r"nanobind: | - (leaked |\.\.\. skipped)|See https://nanobind", row)
+    ]
     last = rows[-lines:]
     cause = [row for row in rows if re.search(r"\b\w+(Error|Exception): \S", row)][-1:]
-    return "\n".join(last if set(cause) <= set(last) else cause + ["..."] + last)
+    return "\n".join(last if set(cause) <= set(last) else [*cause, "...", *last])
 
 
 def shell_script(command: Command) -> str:

@@ -1,7 +1,9 @@
-"""Rebuild the shipped base model: `python -m synergy.lab.build OUT` (about half an hour on two cores; needs the training environment).
+"""Rebuild the shipped base model: `python -m synergy.lab.build OUT` (needs the training environment and half an hour).
 
-Three steps, each a child process of this interpreter: random weights, one LLaMA-Factory SFT stage (the only one that trains the
-vision tower), 16 runs on both benchmarks for the levels. OUT/base is then what `synergy/lab/base` holds.
+Each step is a child process of this interpreter: random weights; two LLaMA-Factory SFT stages, the only ones that train
+the vision tower (first the pieces: reading and adding; then the questions); 16 runs on both benchmarks for the levels.
+OUT/base is then what `synergy/lab/base` holds. One thread by default: not slowed down by other work, and the same sums
+in the same order.
 """
 
 from __future__ import annotations
@@ -20,35 +22,56 @@ from synergy.data import writers
 from synergy.driver import handoff
 from synergy.lab import BASE, INSTRUCTION, digits, practice
 
-QUESTIONS, DRILLS = 12000, 6000
-TEACH = dict(
-    stage="sft", do_train=True, finetuning_type="full", template="qwen2_vl", cutoff_len=256, dataset="teach", report_to="none",
-    freeze_vision_tower=False, freeze_multi_modal_projector=False, freeze_language_model=False, image_min_pixels=3136,
-    per_device_train_batch_size=64, gradient_accumulation_steps=1, learning_rate=1.0e-3, max_steps=2000, warmup_steps=100,
-    lr_scheduler_type="cosine", weight_decay=0.0, max_grad_norm=1.0, logging_steps=20, save_strategy="no", plot_loss=False,
-    preprocessing_num_workers=1, dataloader_num_workers=0, overwrite_cache=True, seed=0, data_seed=0,
-)  # fmt: skip
+TEACH = {
+    "stage": "sft", "do_train": True, "finetuning_type": "full", "template": "qwen2_vl", "cutoff_len": 256,
+    "report_to": "none", "freeze_vision_tower": False, "freeze_multi_modal_projector": False,
+    "freeze_language_model": False, "image_min_pixels": 3136, "per_device_train_batch_size": 64,
+    "gradient_accumulation_steps": 1, "learning_rate": 1.0e-3, "warmup_steps": 50, "lr_scheduler_type": "cosine",
+    "weight_decay": 0.0, "max_grad_norm": 1.0, "logging_steps": 20, "save_strategy": "no", "plot_loss": False,
+    "preprocessing_num_workers": 1, "dataloader_num_workers": 0, "overwrite_cache": True, "seed": 0,
+    "data_seed": 0,
+}  # fmt: skip
+START = (
+    "import runpy, sys, torch_cpu_shim; sys.argv = sys.argv[1:]; "
+    "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+)
+STEPS = {"pieces": 400, "questions": 600}
 
 
-def lesson(folder: Path, seed: int) -> None:
-    """Write the base model's training data in LLaMA-Factory's format, pictures included."""
-    rows = [*practice.questions(QUESTIONS, 1000 + seed), *practice.drills(DRILLS, 1000 + seed)]
+def lesson(folder: Path, name: str, seed: int) -> None:
+    """Write one lesson in LLaMA-Factory's format, pictures included."""
+    if name == "pieces":
+        rows = [*practice.reading(6000, 2000 + seed), *practice.drills(6000, 2000 + seed)]
+    else:
+        rows = [*practice.questions(12000, 1000 + seed), *practice.drills(3000, 1000 + seed)]
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for record, _, _ in rows:
         file = folder / record.images[0]
         if not file.exists():
             digits.picture(record.cells).save(file)
     taught = [(record, response, INSTRUCTION if instructed else None) for record, instructed, response in rows]
-    writers.llamafactory(folder, {"teach": taught})  # type: ignore[dict-item]  # a lab record has every field that is read
+    writers.llamafactory(folder, {name: taught})  # type: ignore[dict-item]  # a lab record has every field that is read
+
+
+def teach(model: Path, name: str, out: Path, seed: int) -> Path:
+    """One SFT stage from `model`; returns the checkpoint."""
+    data, taught = out / f"{name}_data", out / f"{name}_sft"
+    lesson(data, name, seed)
+    settings = {**TEACH, "model_name_or_path": model, "dataset": name, "dataset_dir": data, "media_dir": data}
+    settings |= {"output_dir": taught, "max_steps": STEPS[name]}
+    config = out / f"{name}.yaml"
+    config.write_text("".join(f"{key}: {json.dumps(value, default=str)}\n" for key, value in settings.items()))
+    child("llamafactory.cli", "train", str(config))
+    handoff.publish(taught, model, model, out / name)
+    return out / name
 
 
 def child(*arguments: str) -> None:
     """Run a Python module or file with this interpreter and the launch plug-ins; its output is passed through."""
-    plugins = paths.ROOT / "launch" / "plugins"
-    path = os.pathsep.join(map(str, (Path(__file__).parents[2], paths.ROOT, plugins)))
-    env = {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    start = "import runpy, sys, torch_cpu_shim; sys.argv = sys.argv[1:]; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
-    subprocess.run([sys.executable, "-c", start, *arguments], env=env, check=True)
+    path = os.pathsep.join((str(Path(__file__).parents[2]), paths.pythonpath()))
+    own = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    env = {"OMP_NUM_THREADS": "1", **os.environ, **own}
+    subprocess.run([sys.executable, "-c", START, *arguments], env=env, check=True)
 
 
 def tag(base: Path, data: Path, out: Path, seed: int) -> None:
@@ -69,18 +92,14 @@ def build(out: Path, seed: int) -> Path:
     def say(what: str) -> None:
         print(f"[{time.monotonic() - began:6.0f} s] {what}", flush=True)
 
-    random, lessons, taught, base = out / "random", out / "lessons", out / "sft", out / "base"
+    random, base = out / "random", out / "base"
+    digits.write(out / "data")
     say("random weights and tokenizer")
     child("synergy.lab.model", str(random), "--seed", str(seed))
-    say("lessons and benchmarks")
-    lesson(lessons, seed)
-    digits.write(out / "data")
-    config = out / "sft.yaml"
-    settings = {**TEACH, "model_name_or_path": random, "dataset_dir": lessons, "media_dir": lessons, "output_dir": taught}
-    config.write_text("".join(f"{key}: {json.dumps(value, default=str)}\n" for key, value in settings.items()))
-    say("LLaMA-Factory SFT")
-    child("llamafactory.cli", "train", str(config))
-    handoff.publish(taught, random, random, base)
+    say("LLaMA-Factory: reading and adding")
+    pieces = teach(random, "pieces", out, seed)
+    say("LLaMA-Factory: questions")
+    teach(pieces, "questions", out, seed).rename(base)
     say("16 runs on both benchmarks")
     tag(base, out / "data", base / "levels.json", seed)
     (base / "MANIFEST.json").write_text(json.dumps(manifest(base), indent=2) + "\n")

@@ -1,8 +1,9 @@
 """Questions over handwritten digits: the tiny scale's data, made from scikit-learn's copy of the UCI digits.
 
-An image is a strip of five 28x28 cells, the first n of them holding a digit (so no framework ever resizes it: sides are multiples
-of 28, 3920 pixels). A question asks for one computation over the digits; `trace` reads them and names every partial result,
-`short` answers at once. `steps` counts the lines of reasoning, from 1 (read a number) to n (read, then n - 1 partial results).
+An image is a strip of five 28x28 cells, the first n of them holding a digit (no framework ever resizes it: its sides are
+multiples of 28, and 3920 pixels are enough). A question asks for one computation over the digits; `trace` reads them and
+names every partial result, `short` answers at once. `steps` counts the lines of reasoning, from 1 (read a number) to n
+(read, then n - 1 partial results).
 
 No digit image serves two splits, and no two records of a call share digits, question and options.
 """
@@ -31,7 +32,7 @@ KINDS = {
     "alternate": "Subtract and add the digits in turn. What is the result?",
     "pairs": "Add each digit to the next and keep the last digits. Which number do they form?",
 }
-OPTIONS = {  # kinds that are also asked as multiple choice: four answers' worth of values each, none of them rare
+OPTIONS = {  # kinds that are also asked as multiple choice: every value in one option, no option rare
     "sum": ("ends in 0, 1 or 2", "ends in 3 or 4", "ends in 5, 6 or 7", "ends in 8 or 9"),
     "range": ("0 to 3", "4 or 5", "6 or 7", "8 or 9"),
     "alternate": ("less than -2", "-2 to 1", "2 to 5", "more than 5"),
@@ -112,13 +113,16 @@ def letter(kind: str, value: int) -> str:
     return next(name for name, end in zip("ABCD", ENDS[kind], strict=True) if shown <= end)
 
 
-def records(split: str, count: int, seed: int = 0, choice_share: float = 0.5) -> Iterator[Record]:
+def records(
+    split: str, count: int, seed: int = 0, choice_share: float = 0.5, kinds: tuple[str, ...] = tuple(KINDS)
+) -> Iterator[Record]:
     """`count` records of one split; the same arguments give the same records on every machine."""
-    rng, pool, seen = random.Random(f"{split} {seed}"), pools()[split], set()
+    rng, pool = random.Random(f"{split} {seed}"), pools()[split]
+    seen: set[tuple[str, tuple[int, ...], bool]] = set()
     targets = _source()[1]
     while len(seen) < count:
         as_choice = rng.random() < choice_share
-        kind = rng.choice(list(OPTIONS) if as_choice else list(KINDS))
+        kind = rng.choice(list(OPTIONS) if as_choice else kinds)
         cells = tuple(rng.sample(pool, rng.randint(1 if kind == "number" else 2, CELLS)))
         digits = tuple(targets[i] for i in cells)
         if (kind, digits, as_choice) in seen:
@@ -133,7 +137,9 @@ def records(split: str, count: int, seed: int = 0, choice_share: float = 0.5) ->
         name = f"{split}-{seed}-{len(seen) - 1:05d}"
         short = f"\\boxed{{{answer}}}"
         trace = "<think>\n" + "\n".join(lines) + "\n</think>\n" + short
-        yield Record(name, KINDS[kind], (f"images/{name}.png",), answer, choices, trace, short, kind, steps, digits, cells)
+        yield Record(
+            name, KINDS[kind], (f"images/{name}.png",), answer, choices, trace, short, kind, steps, digits, cells
+        )
 
 
 def picture(cells: tuple[int, ...]) -> Image:

@@ -1,7 +1,8 @@
 """What the base model is taught: short answers, traces of two or three lines now and then, and sums by themselves.
 
-The base has to know what a pretrained model knows, to read a digit and to add, without having seen a long trace: then long traces
-have something to put together. And it has to reason now and then when told to: then reinforcement has something to reward.
+The base has to know what a pretrained model knows, to read a digit and to add, without having seen a long trace: then
+long traces have something to put together. And it has to reason now and then when told to: then reinforcement has
+something to reward.
 """
 
 from __future__ import annotations
@@ -14,6 +15,12 @@ from synergy.lab.digits import Record, records
 INSTRUCTED = 0.6  # share of the questions that carry the reasoning instruction
 REASONED = 0.35  # share of those that are answered by a trace, if it is a short one
 SHORT_TRACE = 3  # steps
+
+
+def reading(count: int, seed: int) -> Iterator[tuple[Record, bool, str]]:
+    """Numbers to be read, without the instruction."""
+    for record in records("train", count, seed, choice_share=0.0, kinds=("number",)):
+        yield record, False, record.short
 
 
 def questions(count: int, seed: int) -> Iterator[tuple[Record, bool, str]]:
@@ -31,7 +38,8 @@ def drills(count: int, seed: int) -> Iterator[tuple[Record, bool, str]]:
     for number in range(count):
         question, response = chain(rng)
         name = f"drill-{seed}-{number:05d}"
-        yield Record(name, question, ("images/blank.png",), "", None, response, response, "drill", 1, (), ()), False, response
+        drill = Record(name, question, ("images/blank.png",), "", None, response, response, "drill", 1, (), ())
+        yield drill, False, response
 
 
 def chain(rng: random.Random) -> tuple[str, str]:

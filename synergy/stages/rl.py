@@ -142,7 +142,9 @@ def command(job: Job) -> Command | None:
         "data.val_files": train,
         "data.shuffle": False,
         "actor_rollout_ref.model.path": str(job.inputs["model"]),
-        "actor_rollout_ref.rollout.agent.agent_loop_config_path": str(paths.ROOT / "launch" / "plugins" / "prefix_agent.yaml"),
+        "actor_rollout_ref.rollout.agent.agent_loop_config_path": str(
+            paths.ROOT / "launch" / "plugins" / "prefix_agent.yaml"
+        ),
         "reward.custom_reward_function.path": str(paths.ROOT / "reward_fns" / "accuracy_format.py"),
         "reward.custom_reward_function.name": "compute_score",
         "trainer.total_epochs": 1,

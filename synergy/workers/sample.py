@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -85,14 +86,14 @@ def run(spec: Mapping[str, Any]) -> None:
     if not left:
         return
     processor = AutoProcessor.from_pretrained(spec["model"])
-    # The seed is the engine's, since a request's own fails on CPU (no generator offset) when its prefill comes in pieces; a
-    # resumed run takes another, or it would draw what the first questions drew.
-    seed = spec["seed"] + spec["sampling"]["seed"] + 7919 * len(finished)
-    engine = LLM(model=spec["model"], seed=seed, **spec["engine"])
-    params = SamplingParams(n=spec["n"], **{k: v for k, v in spec["sampling"].items() if k != "seed"})
+    engine = LLM(model=spec["model"], **spec["engine"])
+    plain = {k: v for k, v in spec["sampling"].items() if k != "seed"}
+    seed = f"{spec['seed']}/{spec['sampling']['seed']}"
     with file.open("a", encoding="utf-8") as sink:
         for part in chunks(left, CHUNK):
             inputs = [request(record, processor, media, spec["instruction"]) for record in part]
+            # A seed per question: what a question draws does not depend on what was asked before a kill.
+            params = [SamplingParams(n=spec["n"], seed=zlib.crc32(f"{seed}/{r.id}".encode()), **plain) for r in part]
             answers = engine.generate(inputs, params, use_tqdm=False)
             for record, answer in zip(part, answers, strict=True):
                 lines = [json.dumps(row(record, i, output)) for i, output in enumerate(answer.outputs)]
