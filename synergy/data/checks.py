@@ -111,3 +111,19 @@ def lengths(
             f"set sft.config.cutoff_len={worst} or more, or leave these records out"
         )
     return totals
+
+
+def prompts(
+    turns: Sequence[tuple[Record, str]], visual: dict[str, int], words: Tokenizer, instruction: str, limit: int
+) -> None:
+    """Raises UserError when a prompt with its trace prefix is over verl's max_prompt_length: such a rollout fails without
+    ending the run (verl 0.9.1 logs it and pads the group)."""
+    queries = words.encode_batch_fast([query(r.question, r.choices, instruction) for r, _ in turns])
+    prefixes = words.encode_batch_fast([prefix for _, prefix in turns])
+    for (record, _), q, p in zip(turns, queries, prefixes, strict=True):
+        total = len(q.ids) + len(p.ids) + sum(visual[name] for name in record.images) + TEMPLATE_TOKENS
+        if total > limit:
+            raise UserError(
+                f"record {record.id!r}: its prompt and trace prefix make {total} tokens, more than "
+                f"rl.verl.data.max_prompt_length={limit}; raise it (and rollout.max_model_len), or leave the record out"
+            )

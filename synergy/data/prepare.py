@@ -40,6 +40,7 @@ def train(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
         tokens = checks.lengths(rows[split], visual, words, spec["cutoff_len"])
         _take_images(found, source, out / "records")
         records.write(out / "records" / f"{split}.jsonl", found)
+        (out / "records" / f"{split}_visual_tokens.json").write_text(json.dumps(visual))
         figures[split] = {
             "records": len(found),
             "traces": len(rows[split]),

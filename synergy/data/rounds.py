@@ -72,6 +72,8 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
             f"round {spec['index'] + 1} leaves {len(turns)} questions for RL, less than one batch of {spec['batch']}: "
             "lower rl.verl.data.train_batch_size or recipe.rounds, or give more data"
         )
+    visual = json.loads((data / "train_visual_tokens.json").read_text())
+    checks.prompts([(t.record, t.prefix) for t in turns], visual, words, spec["instruction"], spec["max_prompt_length"])
     writers.verl(out / "rl" / "train.parquet", turns, data, spec["instruction"], spec["prefix_rollouts"])
     rows: list[tuple[Record, str, str | None]] = [(r, starts[name], spec["instruction"]) for name, r in zero.items()]
     writers.llamafactory(out / "sft", {"train": rows})

@@ -20,7 +20,7 @@ from pathlib import Path
 from synergy import paths
 from synergy.data import writers
 from synergy.driver import handoff
-from synergy.lab import BASE, INSTRUCTION, digits, practice
+from synergy.lab import BASE, INSTRUCTION, digits, levels, practice
 
 TEACH = {
     "stage": "sft", "do_train": True, "finetuning_type": "full", "template": "qwen2_vl", "cutoff_len": 256,
@@ -74,11 +74,6 @@ def child(*arguments: str) -> None:
     subprocess.run([sys.executable, "-c", START, *arguments], env=env, check=True)
 
 
-def tag(base: Path, data: Path, out: Path, seed: int) -> None:
-    """Count passes of 16 runs on both benchmarks; write {record id: passes} to `out`."""
-    child("synergy.lab.tag", str(base), str(data), str(out), "--seed", str(seed))
-
-
 def manifest(folder: Path) -> dict[str, str]:
     """sha256 of every file but the manifest itself, by name."""
     files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != "MANIFEST.json")
@@ -93,7 +88,6 @@ def build(out: Path, seed: int) -> Path:
         print(f"[{time.monotonic() - began:6.0f} s] {what}", flush=True)
 
     random, base = out / "random", out / "base"
-    digits.write(out / "data")
     say("random weights and tokenizer")
     child("synergy.lab.model", str(random), "--seed", str(seed))
     say("LLaMA-Factory: reading and adding")
@@ -101,7 +95,7 @@ def build(out: Path, seed: int) -> Path:
     say("LLaMA-Factory: questions")
     teach(pieces, "questions", out, seed).rename(base)
     say("16 runs on both benchmarks")
-    tag(base, out / "data", base / "levels.json", seed)
+    levels.tag(base, base / "levels.json")
     (base / "MANIFEST.json").write_text(json.dumps(manifest(base), indent=2) + "\n")
     say(f"done: {base}")
     return base

@@ -29,6 +29,7 @@ IDENTITY = frozenset(
         "epochs",
         "steps",
         "batch",
+        "max_prompt_length",
         "prefix",
         "unit",
         "prefix_rollouts",

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from synergy import paths
-from synergy.driver import checkpoint, handoff, process
+from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
 from synergy.stages import Command, Job, Progress, Stage
 
@@ -101,21 +101,17 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
 
 
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:
-    _check_overrides(pythons["verl"], tuple(overrides(stage.settings)), tuple(sorted(_env(stage.settings).items())))
+    """Lets verl's own config files compose and resolve; starts nothing else (launch/plugins/verl_config.py)."""
+    program = str(paths.ROOT / "launch" / "plugins" / "verl_config.py")
+    _compose((pythons["verl"], program, *overrides(stage.settings)))
 
 
 @cache
-def _check_overrides(python: str, words: tuple[str, ...], env: tuple[tuple[str, str], ...]) -> None:
-    """Lets verl itself compose and resolve its config; starts nothing else."""
-    argv = (python, "-m", "verl.trainer.main_ppo", "--cfg", "job", "--resolve", *words)
-    environment = process.environment(Command(argv, dict(env)), "check")
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL)
+def _compose(argv: tuple[str, ...]) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
-        lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        told = [line for line in lines if "Could not override" in line or "Key '" in line or "Error" in line]
-        raise UserError(
-            f"verl refuses the rl config: {' '.join((told or lines)[-2:])}; see recipes/rl and rl.* overrides"
-        )
+        told = " ".join(line.strip() for line in done.stderr.splitlines()[:3])
+        raise UserError(f"verl refuses the rl config: {told}; see recipes/rl and the rl.* overrides")
 
 
 def _env(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -72,6 +72,7 @@ def round_data(
         "epochs": cfg.budget.rl_epochs,
         "steps": cfg.budget.rl_steps,
         "batch": cfg.rl.verl["data"]["train_batch_size"],
+        "max_prompt_length": cfg.rl.verl["data"]["max_prompt_length"],
         "instruction": cfg.data.instruction,
         "seed": cfg.seed,
         "prefix": prefix,
