@@ -9,9 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from synergy import environments, paths
-from synergy.errors import UserError
-
 
 def save_tensors(file: Path, tensors: dict[str, np.ndarray], dtype: str = "F32") -> None:
     """A safetensors file, written from the format's description (bfloat16 given as uint16)."""
@@ -42,21 +39,3 @@ def make_checkpoint(folder: Path, shift: float = 0.0, names: tuple[str, ...] = N
 @pytest.fixture
 def checkpoint_folder(tmp_path: Path) -> Path:
     return make_checkpoint(tmp_path / "base")
-
-
-def framework(name: str) -> str:
-    """The interpreter of a framework, or a skip that says how to get it."""
-    try:
-        return str(environments.find(name))
-    except UserError as error:
-        pytest.fail(f"{error} (tests need both environments: make setup)")
-
-
-@pytest.fixture(scope="session")
-def train_python() -> str:
-    return framework("verl")
-
-
-@pytest.fixture(scope="session")
-def root() -> Path:
-    return paths.ROOT

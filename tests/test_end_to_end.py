@@ -17,7 +17,7 @@ from synergy import lab, paths
 from synergy.driver import checkpoint, handoff, ledger, process
 from synergy.driver.ledger import Entry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 SMALL = [
     "data.sizes={train: 96, val: 8, bench: 12}",
@@ -118,7 +118,7 @@ def test_no_process_is_left(finished: Path) -> None:
         assert not list(process.marked(entry.key))
 
 
-def test_sft_that_was_killed_ends_with_the_same_weights(finished: Path, tmp_path: Path) -> None:
+def test_sft_that_was_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
     """LLaMA-Factory alone would go on from the base model's weights (see stages/sft.py)."""
     run(tmp_path / "whole", "recipe=sft")
     killed = tmp_path / "killed"

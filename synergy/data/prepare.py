@@ -55,7 +55,8 @@ def train(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
 def benchmarks(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """One TSV per benchmark and ``benchmarks.json`` that lists them."""
     source, listed, figures = _source(spec, out / "lab"), [], {}
-    tagged = json.loads((Path(spec["base"]) / LEVELS).read_text()) if spec["source"] == "lab" else {}
+    file = Path(spec["base"]) / LEVELS
+    tagged = json.loads(file.read_text()) if spec["source"] == "lab" and file.exists() else {}
     for bench in spec["benchmarks"]:
         found = [_levelled(record, tagged) for record in records.read(source / bench["records"])]
         unknown = [record.id for record in found if record.level is None]

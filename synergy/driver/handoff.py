@@ -18,6 +18,8 @@ from synergy.driver.checkpoint import Tensor
 from synergy.errors import StageFailed
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", checkpoint.INDEX)
+ABOUT_THE_BASE = ("README.md", "MANIFEST.json", "levels.json")
+"""Files that tell of the base model itself and would be wrong beside other weights."""
 
 
 def publish(product: Path, base: Path, previous: Path, out: Path) -> dict[str, int]:
@@ -121,7 +123,7 @@ def _write_index(by_file: dict[Path, list[Tensor]], out: Path) -> None:
 def copy_sidecars(base: Path, out: Path) -> None:
     """Config, tokenizer, processor, chat template, generation config: from the base, byte for byte."""
     for file in sorted(base.iterdir()):
-        if file.is_file() and not file.name.endswith(WEIGHTS):
+        if file.is_file() and not file.name.endswith(WEIGHTS) and file.name not in ABOUT_THE_BASE:
             shutil.copy2(file, out / file.name)
 
 
