@@ -24,8 +24,9 @@ from synergy.stages import Command
 
 MARK = "SYNERGY_STAGE"
 GRACE_SECONDS = 15.0
-POLL_SECONDS = 0.25
-MEMORY_SECONDS = 2.0
+POLL_SECONDS = 0.1
+TICK_SECONDS = 1.0
+MEMORY_SECONDS = 5.0
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -86,11 +87,11 @@ def run(
 ) -> Outcome:
     """Runs the command to its end; its output goes to ``log``.
 
-    tick: called about four times a second, for progress. alive: time stamp of the newest sign of life besides the log.
+    tick: called about once a second, for progress. alive: time stamp of the newest sign of life besides the log.
     A child silent for ``stall_seconds`` is killed. On KeyboardInterrupt, and on any other error, all its processes are ended
     before the exception goes on.
     """
-    started, peak, sampled, stalled = time.time(), 0, 0.0, False
+    started, peak, sampled, ticked, stalled = time.time(), 0, 0.0, 0.0, False
     with log.open("ab") as sink:
         child = subprocess.Popen(
             command.argv,
@@ -105,8 +106,11 @@ def run(
     try:
         while child.poll() is None:
             time.sleep(POLL_SECONDS)
-            tick()
             now = time.time()
+            if now - ticked < TICK_SECONDS:
+                continue
+            ticked = now
+            tick()
             if now - sampled >= MEMORY_SECONDS:
                 peak, sampled = max(peak, _memory(mark)), now
             if now - max(started, log.stat().st_mtime, alive()) > stall_seconds:
