@@ -11,9 +11,7 @@ _FRACTION = re.compile(
 )
 _MIXED = re.compile(r"([-+]?\d+)(\\[dt]?frac(?:\{\d+\}\{\d+\}|\d\d))")
 # A unit needs a space before it ("7x" is no 7), a degree sign does not.
-_UNIT = re.compile(
-    r"(?:\s+(?:[A-Za-zµμΩ]{2,20}|[mgsLNJWVKAh])(?:\^?\{?[23]\}?)?|\s*(?:°|\^\{?\\circ\}?|\\degree))$"
-)
+_UNIT = re.compile(r"(?:\s+(?:[A-Za-zµμΩ]{2,20}|[mgsLNJWVKAh])(?:\^?\{?[23]\}?)?|\s*(?:°|\^\{?\\circ\}?|\\degree))$")
 _MAX = 80  # characters
 
 
