@@ -22,11 +22,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 SMALL = [
     "data.sizes={train: 96, val: 8, bench: 12}",
     "evaluate.runs=2",
-    "sample.n=2",
+    "sample.n=4",
     "sft.config.num_train_epochs=2",
     "sft.config.save_steps=2",
     "sft.config.logging_steps=1",
-    "budget.rl_steps=6",
+    "budget.rl_steps=9",
     "rl.verl.data.train_batch_size=8",
     "rl.verl.actor_rollout_ref.actor.ppo_mini_batch_size=8",
     "rl.verl.actor_rollout_ref.rollout.n=4",
@@ -144,7 +144,7 @@ def test_rl_that_was_interrupted_continues_from_its_checkpoint(tmp_path: Path) -
     assert made.attempt == 2
     first = (tmp_path / made.output).parent / "attempt-2/overrides.txt"
     assert "trainer.resume_mode='resume_path'" in first.read_text()
-    assert made.figures["steps"] == 6
+    assert made.figures["steps"] == 9
     assert handoff.count_changed(tmp_path / made.output, lab.BASE) > 0
 
 
