@@ -1,8 +1,8 @@
 """Does the tiny scale learn? Long-CoT SFT and GRPO from the base model over three seeds: accuracy, length, reward, curves.
 
-.envs/train/bin/python benchmarks/tiny_learns.py [run.dir=runs] [figure=docs/tiny_learns.png]
+.envs/train/bin/python benchmarks/tiny_learns.py [recipes=sft,rl] [run.dir=runs] [figure=docs/tiny_learns.png] [overrides]
 
-Runs ``recipe=sft`` and ``recipe=rl`` with seeds 0, 1 and 2 (finished stages are reused), prints a table and draws the curves.
+Runs the recipes with seeds 0, 1 and 2 (finished stages are reused), prints a table and draws the curves.
 """
 
 from __future__ import annotations
@@ -65,38 +65,43 @@ def by_level(answers: list[dict[str, Any]], what: str) -> dict[int, float]:
     return {level: mean(values) for level, values in sorted(grouped.items())}
 
 
-def table(root: Path) -> None:
+def table(root: Path, recipes: list[str]) -> None:
     """Accuracy and response length over all questions, mean and standard deviation over seeds."""
     found = evaluations(root)
     print("| model | seeds | accuracy | length (tokens) |\n|---|---|---|---|")
-    for model in ("base", "sft", "rl"):
+    for model in ("base", *recipes):
         runs = [answers for (name, _), answers in sorted(found.items()) if name == model]
         accuracy = spread(100 * mean(row["correct"] for row in answers) for answers in runs)
         print(f"| {model} | {len(runs)} | {accuracy} | {spread(mean(r['tokens'] for r in a) for a in runs)} |")
-    for seed, points in sorted(curves(root, "rl", "reward").items()):
+    for seed, points in sorted(curves(root, "rl", "reward").items() if "rl" in recipes else ()):
         values = [value for _, value in points]
         quarter = max(1, len(values) // 4)
         first, last = mean(values[:quarter]), mean(values[-quarter:])
         print(f"GRPO reward, seed {seed}: first quarter of the steps {first:.3f}, last quarter {last:.3f}")
 
 
-def draw(root: Path, file: Path) -> None:
+def draw(root: Path, recipes: list[str], file: Path) -> None:
+    """Training curves per recipe; accuracy and length per level, one line per seed."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     colours = {"base": "#555555", "sft": "#0072B2", "rl": "#D55E00"}
-    figure, axes = plt.subplots(1, 4, figsize=(15, 3.4), constrained_layout=True)
-    titles = (("sft", "loss", "SFT loss"), ("rl", "reward", "GRPO reward"))
+    titles = [row for row in (("sft", "loss", "SFT loss"), ("rl", "reward", "GRPO reward")) if row[0] in recipes]
+    count = len(titles) + 2
+    figure, axes = plt.subplots(1, count, figsize=(3.8 * count, 3.4), constrained_layout=True)
     for axis, (kind, what, title) in zip(axes, titles, strict=False):
         for seed, points in sorted(curves(root, kind, what).items()):
             axis.plot(
                 *zip(*points, strict=True), color=colours[kind], alpha=0.4 + 0.3 * (seed == 0), label=f"seed {seed}"
             )
         axis.set(title=title, xlabel="step")
-    for axis, what, title in zip(axes[2:], ("correct", "tokens"), ("accuracy", "response length, tokens"), strict=True):
-        for (model, seed), answers in sorted(evaluations(root).items()):
+    shown = {key: rows for key, rows in evaluations(root).items() if key[0] in ("base", *recipes)}
+    for axis, what, title in zip(
+        axes[-2:], ("correct", "tokens"), ("accuracy", "response length, tokens"), strict=True
+    ):
+        for (model, seed), answers in sorted(shown.items()):
             points = by_level(answers, what)
             axis.plot(
                 list(points), list(points.values()), "o-", color=colours[model], label=model if seed == 0 else None
@@ -113,12 +118,22 @@ def draw(root: Path, file: Path) -> None:
 def main(argv: list[str]) -> None:
     words = dict(word.split("=", 1) for word in argv)
     root, file = Path(words.pop("run.dir", "runs")), Path(words.pop("figure", "docs/tiny_learns.png"))
+    recipes = words.pop("recipes", "sft,rl").split(",")
     extra = [f"{key}={value}" for key, value in words.items()]
     seeds = ",".join(map(str, SEEDS))
-    sweep = [sys.executable, "-m", "synergy.run", "-m", "recipe=sft,rl", f"seed={seeds}", f"run.dir={root}", *extra]
+    sweep = [
+        sys.executable,
+        "-m",
+        "synergy.run",
+        "-m",
+        f"recipe={','.join(recipes)}",
+        f"seed={seeds}",
+        f"run.dir={root}",
+        *extra,
+    ]
     subprocess.run(sweep, check=True)
-    table(root)
-    draw(root, file)
+    table(root, recipes)
+    draw(root, recipes, file)
 
 
 if __name__ == "__main__":
