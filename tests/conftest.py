@@ -7,7 +7,6 @@ import struct
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 
 def save_tensors(file: Path, tensors: dict[str, np.ndarray], dtype: str = "F32") -> None:
@@ -34,8 +33,3 @@ def make_checkpoint(folder: Path, shift: float = 0.0, names: tuple[str, ...] = N
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "tie_word_embeddings": True}))
     (folder / "tokenizer.json").write_text("{}")
     return folder
-
-
-@pytest.fixture
-def checkpoint_folder(tmp_path: Path) -> Path:
-    return make_checkpoint(tmp_path / "base")

@@ -7,7 +7,6 @@ code 2 and one line for a mistake in the data.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 from synergy.data import checks, records, rounds, writers
 from synergy.data.records import Record
+from synergy.driver import handoff
 from synergy.errors import UserError
 
 LEVELS = "levels.json"
@@ -102,10 +102,7 @@ def _take_images(found: list[Record], source: Path, target: Path) -> None:
             if place.exists():
                 continue
             place.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(source / name, place)
-            except OSError:
-                shutil.copy2(source / name, place)
+            handoff.link(source / name, place)
 
 
 PARTS = {"train": train, "benchmarks": benchmarks, "round": rounds.build}
