@@ -1,19 +1,22 @@
 """verl's reward: 0.9 for a correct answer and 0.1 for the demanded format (the weights of the paper).
 
-verl loads this file by reward.custom_reward_function.path and calls `compute_score` once per rollout, from threads.
+verl loads this file by reward.custom_reward_function.path, gives `compute_score` the keys of reward_kwargs beside it, and
+calls it once per rollout, from threads.
 """
 
+import inspect
 import json
-import os
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from reward_fns.answer import Verdict, judge
+from reward_fns import length, rollouts
+from reward_fns.answer import judge
 from reward_fns.extraction import boxes
 
 
-def well_formed(response: str) -> bool:
+def think_then_box(response: str) -> bool:
     r"""Exactly one <think>...</think>, at the start, then text with exactly one \boxed{} that is not empty.
 
     The paper states no format check; this is ours.
@@ -21,33 +24,16 @@ def well_formed(response: str) -> bool:
     if response.count("<think>") != 1 or response.count("</think>") != 1:
         return False
     thought, _, rest = response.partition("</think>")
-    found = boxes(rest)
-    return thought.lstrip().startswith("<think>") and len(found) == 1 and bool(found[0].content)
+    return thought.lstrip().startswith("<think>") and one_box(rest)
 
 
-def _choices(value: Any) -> Mapping[str, str] | None:
-    """Choices as letter to text: a mapping, its JSON text, or nothing. Parquet gives None for letters a row lacks."""
-    if isinstance(value, str):
-        value = json.loads(value) if value.strip() else None
-    if not value:
-        return None
-    return {str(letter): str(text) for letter, text in value.items() if text is not None} or None
+def one_box(response: str) -> bool:
+    r"""Exactly one \boxed{} that is not empty."""
+    found = boxes(response)
+    return len(found) == 1 and bool(found[0].content)
 
 
-def log_rollout(entry: Mapping[str, Any]) -> None:
-    """Append one JSON line to this process's file in the folder $SYNERGY_ROLLOUTS, if that is set.
-
-    One write to a file opened for appending, so that threads do not mix lines and a kill loses at most the last one.
-    """
-    folder = os.environ.get("SYNERGY_ROLLOUTS")
-    if not folder:
-        return
-    data = (json.dumps(dict(entry), ensure_ascii=False) + "\n").encode()
-    descriptor = os.open(os.path.join(folder, f"{os.getpid()}.jsonl"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        os.write(descriptor, data)
-    finally:
-        os.close(descriptor)
+FORMATS = {"think_then_box": think_then_box, "one_box": one_box}
 
 
 def compute_score(
@@ -58,38 +44,75 @@ def compute_score(
     *,
     accuracy_weight: float = 0.9,
     format_weight: float = 0.1,
+    format_check: str = "think_then_box",
+    overlong: Mapping[str, Any] | None = None,
+    cosine: Mapping[str, Any] | None = None,
+    tokenizer: str | None = None,
     **_: Any,
 ) -> dict[str, float]:
-    """Reward of one rollout: "score" is what GRPO uses, "acc", "format" (0 or 1) and "length" (characters) its parts.
+    """Reward of one rollout: "score" is what GRPO uses, "acc" and "format" (0 or 1) and "length" are its parts.
 
     extra_info may hold "id", "split", "choices" (letter to text, or that as JSON) and "prefix", the beginning of the
     response that was given to the policy rather than generated: both are judged together; "length" counts what was
-    generated.
+    generated, in tokens of `tokenizer` (a tokenizer.json), else in characters.
+
+    overlong {max, buffer, factor}: adds DAPO's penalty. cosine {max, correct, wrong, exceeded}: takes the place of accuracy
+    in the score, never in "acc". A row that can't be judged scores 0 with "broken" 1; it never ends the training.
     """
+    result = {"score": 0.0, "acc": 0.0, "format": 0.0, "length": 0.0, "broken": 0.0}
     info = extra_info or {}
-    prefix = str(info.get("prefix") or "")
-    response = prefix + solution_str
-    verdict: Verdict = judge(response, ground_truth, _choices(info.get("choices")))
-    accuracy, form = float(verdict.correct), float(well_formed(response))
-    score = accuracy_weight * accuracy + format_weight * form
-    result = {"score": score, "acc": accuracy, "format": form, "length": float(len(solution_str))}
+    answer, rule, seconds, prefix = None, "", 0.0, str(info.get("prefix") or "")
+    try:
+        tokens = length.count(solution_str, tokenizer)
+        if not isinstance(ground_truth, str) or not ground_truth.strip():
+            raise ValueError(f"ground truth {ground_truth!r}")
+        response = prefix + solution_str
+        verdict = judge(response, ground_truth, _choices(info.get("choices")))
+        answer, rule, seconds = verdict.answer, verdict.rule, verdict.seconds
+        result |= {
+            "acc": float(verdict.correct),
+            "format": float(FORMATS[format_check](response)),
+            "length": float(tokens),
+        }
+        right = result["acc"]
+        if cosine:
+            pairs = (tuple(map(float, cosine["correct"])), tuple(map(float, cosine["wrong"])))
+            right = length.cosine_reward(verdict.correct, tokens, int(cosine["max"]), *pairs, float(cosine["exceeded"]))  # type: ignore[arg-type]
+        result["score"] = accuracy_weight * right + format_weight * result["format"]
+        if overlong:
+            factor = float(overlong.get("factor", 1.0))
+            result["score"] += length.overlong_penalty(tokens, int(overlong["max"]), int(overlong["buffer"]), factor)
+    except Exception as error:  # one bad row must not end hours of training
+        result |= {"score": 0.0, "acc": 0.0, "broken": 1.0}
+        rule = f"broken: {type(error).__name__} {error}"[:200]
     if info.get("split") == "train":
-        log_rollout(
-            {
-                "id": str(info.get("id", "")),
-                "acc": accuracy,
-                "format": form,
-                "score": score,
-                "characters": len(solution_str),
-                "prefix": len(prefix),
-                "step": _number(info.get("global_steps")),
-                "answer": verdict.answer,
-                "rule": verdict.rule,
-                "seconds": round(verdict.seconds, 6),
-                "time": round(time.time(), 3),
-            }
-        )
+        entry = {"id": str(info.get("id", "")), **result, "characters": len(solution_str), "prefix": len(prefix)}
+        entry |= {"step": _number(info.get("global_steps")), "answer": answer, "rule": rule}
+        rollouts.log({**entry, "seconds": round(seconds, 6), "time": round(time.time(), 3)})
     return result
+
+
+def settings_problem(given: Mapping[str, Any]) -> str | None:
+    """What is wrong with reward_kwargs; None if nothing is. Asked before the run: verl passes on whatever stands there."""
+    known = {p.name for p in inspect.signature(compute_score).parameters.values() if p.kind is p.KEYWORD_ONLY}
+    if unknown := set(given) - known:
+        return f"unknown {sorted(unknown)}; known: {sorted(known)}"
+    for name in ("accuracy_weight", "format_weight"):
+        value = given.get(name, 0.0)
+        if not isinstance(value, (int, float)) or not math.isfinite(value):
+            return f"{name}={value!r} is no number"
+    if given.get("format_check", "one_box") not in FORMATS:
+        return f"format_check={given['format_check']!r}; one of {', '.join(FORMATS)}"
+    return length.problem(given.get("overlong"), given.get("cosine"))
+
+
+def _choices(value: Any) -> Mapping[str, str] | None:
+    """Choices as letter to text: a mapping, its JSON text, or nothing. Parquet gives None for letters a row lacks."""
+    if isinstance(value, str):
+        value = json.loads(value) if value.strip() else None
+    if not value:
+        return None
+    return {str(letter): str(text) for letter, text in value.items() if text is not None} or None
 
 
 def _number(value: Any) -> int | None:

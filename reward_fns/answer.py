@@ -4,66 +4,29 @@
 code, the cost of an input is bounded whatever it holds, and every function is safe to call from threads.
 """
 
-import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from reward_fns.equivalence import equivalent, plain
+from reward_fns.choices import choice_letter
+from reward_fns.equivalence import equivalent
 from reward_fns.extraction import MAX_RESPONSE, extract
-
-# "B", "(B)", "B.", "\text{B}", "Option B", "B. some text", "(B) some text"; the letter must stand in capitals.
-_LETTER = re.compile(
-    r"(?:option|choice|answer)?[\s:]*[(\[]?([A-Z])(?:[)\]]|[.:](?!\d)|\b(?!['’]))\s*(.*)", re.IGNORECASE | re.DOTALL
-)
-_GLUED_TEXT = re.compile(r"[.:)\]]|\s*$")
+from reward_fns.text import tidy
 
 
 @dataclass(frozen=True)
 class Verdict:
     """What the checker decided.
 
-    correct: whether the answer equals the gold answer. answer: the final answer as extracted (None: there is none),
-    or the letter of the choice that it stands for. rule: which rule found the answer and which compared it,
-    "boxed/number" say. seconds: wall time of the judgement.
+    correct: whether the answer equals the gold answer. answer: the final answer, tidied, or the letter of the choice that
+    it stands for (None: there is none). rule: which rule found the answer and which compared it, "boxed/number" say.
+    seconds: wall time of the judgement.
     """
 
     correct: bool
     answer: str | None
     rule: str
     seconds: float
-
-
-def choice_letter(answer: str, choices: Mapping[str, str]) -> str | None:
-    """The letter in `choices` (letter to text) that `answer` stands for, by letter or by text; None if neither."""
-    text = plain(answer)
-    if text in choices:
-        return text
-    folded = text.casefold()
-    by_text = [letter for letter, choice in choices.items() if plain(choice).casefold() == folded]
-    if by_text:
-        return by_text[0]
-    if match := _LETTER.fullmatch(text):
-        letter, rest = match[1].upper(), match[2]
-        # "A. 12" and "(A) 12" name a choice; "A dog" does not, unless that is what follows.
-        named = _GLUED_TEXT.match(text, match.end(1)) is not None
-        if letter in choices and (named or plain(rest).casefold() == plain(choices[letter]).casefold()):
-            return letter
-    by_value = [letter for letter, choice in choices.items() if equivalent(answer, choice, thorough=False)[0]]
-    return by_value[0] if len(by_value) == 1 else None
-
-
-def _judge(response: str, gold: str, choices: Mapping[str, str] | None) -> tuple[bool, str | None, str]:
-    answer, found = extract(response, tuple(choices or ()))
-    if answer is None:
-        return False, None, found
-    if choices:
-        wanted = choice_letter(gold, choices)
-        if wanted is not None:
-            letter = choice_letter(answer, choices)
-            return letter == wanted, letter or answer, f"{found}/choice"
-    correct, rule = equivalent(answer, gold)
-    return correct, answer, f"{found}/{rule}"
 
 
 def judge(response: str, gold: str, choices: Mapping[str, str] | None = None) -> Verdict:
@@ -74,3 +37,14 @@ def judge(response: str, gold: str, choices: Mapping[str, str] | None = None) ->
     start = time.perf_counter()
     correct, answer, rule = _judge(response[-MAX_RESPONSE:], str(gold), choices)
     return Verdict(correct, answer, rule, time.perf_counter() - start)
+
+
+def _judge(response: str, gold: str, choices: Mapping[str, str] | None) -> tuple[bool, str | None, str]:
+    answer, found = extract(response, tuple(choices or ()))
+    if answer is None:
+        return False, None, found
+    if choices and (wanted := choice_letter(gold, choices)) is not None:
+        letter = choice_letter(answer, choices)
+        return letter == wanted, letter or tidy(answer), f"{found}/choice"
+    correct, rule = equivalent(answer, gold)
+    return correct, tidy(answer), f"{found}/{rule}"

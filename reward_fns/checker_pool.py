@@ -1,8 +1,8 @@
 """Computer algebra (math-verify) in children that can be killed, for use from any thread, coroutine or Ray worker.
 
 math-verify's own time limit is a signal: it works in a main thread only, cannot interrupt one long C call and limits no
-memory. Here the child has hard limits on memory and CPU time, and the parent kills and replaces one that does not
-answer.
+memory. Here a worker has a hard limit on memory, and one that does not answer in time is killed and replaced by its
+parent, `checker_child`; should that hang itself, it is killed from here.
 """
 
 import atexit
@@ -13,13 +13,25 @@ import select
 import subprocess
 import sys
 import threading
+import time
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-SECONDS = 3.0  # for one comparison
+SECONDS = 1.0  # for one comparison
+GRACE = 2.0  # for the child to replace a worker, on a busy machine
 START_SECONDS = 60.0  # for a child to import its libraries on a busy machine
 CHILDREN = 2  # at once; further callers wait
 
 _CHILD = Path(__file__).with_name("checker_child.py")
+
+
+class Refused(Exception):
+    """No verdict: the comparison takes too much time or memory."""
+
+
+class Unavailable(Exception):
+    """No verdict this time: no child can be started, or it died."""
 
 
 class _Child:
@@ -29,7 +41,7 @@ class _Child:
         # No inherited PYTHONPATH, so that the child sees only what its interpreter has installed.
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         self.process = subprocess.Popen(
-            [sys.executable, str(_CHILD)],
+            [sys.executable, "-B", str(_CHILD)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -44,16 +56,18 @@ class _Child:
         ready, _, _ = select.select([self.process.stdout], [], [], seconds)
         return (self.process.stdout.readline().decode() or None) if ready else None
 
-    def ask(self, gold: str, answer: str, seconds: float) -> bool | None:
-        """The child's verdict, None when it gave none in time; then it is to be killed."""
+    def ask(self, request: list[str], seconds: float) -> Any:
+        """The reply. Raises Refused when the worker was killed, OSError when the child itself is to be."""
         assert self.process.stdin is not None
-        try:
-            self.process.stdin.write(json.dumps([gold, answer]).encode() + b"\n")
-            self.process.stdin.flush()
-            line = self._line(seconds)
-        except OSError:
-            return None
-        return None if line is None else line.strip() == "true"
+        self.process.stdin.write(json.dumps([seconds, request]).encode() + b"\n")
+        self.process.stdin.flush()
+        line = self._line(seconds + GRACE)
+        if line is None:
+            raise OSError("the answer checker's child hangs")
+        reply = json.loads(line)
+        if reply == "killed":
+            raise Refused("too long or too large")
+        return reply
 
     def kill(self) -> None:
         self.process.kill()
@@ -67,37 +81,85 @@ class _Child:
 class CheckerPool:
     """At most `children` child processes, started when first needed."""
 
-    def __init__(self, children: int = CHILDREN, seconds: float = SECONDS) -> None:
-        self.seconds, self.replaced = seconds, 0
+    def __init__(self, children: int = CHILDREN) -> None:
+        self.replaced, self._children = 0, children
         self._places = threading.BoundedSemaphore(children)
         self._idle: list[_Child] = []
 
-    def verify(self, gold: str, answer: str) -> bool | None:
-        """Whether the expression `answer` equals `gold`; None if it took too much time or memory or no child starts."""
+    def ask(self, task: str, *texts: str, seconds: float = SECONDS) -> Any:
+        """The reply of `checker_child.TASKS[task]`. Raises Refused or Unavailable."""
         with self._places:
             try:
                 child = self._idle.pop() if self._idle else _Child()
-            except OSError:
-                return None
-            verdict = child.ask(gold, answer, self.seconds)
-            if verdict is None:
+            except OSError as error:
+                raise Unavailable(str(error)) from error
+            try:
+                reply = child.ask([task, *texts], seconds)
+            except (OSError, ValueError) as error:
                 child.kill()
                 self.replaced += 1
-            else:
+                raise Unavailable(str(error)) from error
+            except Refused:
+                self.replaced += 1
                 self._idle.append(child)
-            return verdict
+                raise
+            self._idle.append(child)
+            return reply
 
     def close(self) -> None:
-        """Kill the idle children."""
+        """Kill the idle children; their workers go with them."""
         while self._idle:
             self._idle.pop().kill()
 
     def forget(self) -> None:
         """After a fork: the children belong to the parent."""
-        self.__init__(seconds=self.seconds)  # type: ignore[misc]
+        self.__init__(self._children)  # type: ignore[misc]
 
 
 _POOL = CheckerPool()
 os.register_at_fork(after_in_child=_POOL.forget)
 atexit.register(_POOL.close)
-verify = _POOL.verify
+
+
+def warm() -> None:
+    """Start the children now, in the time of one; else the first formula waits a second for its child."""
+    threads = [threading.Thread(target=_POOL.ask, args=("value", "1")) for _ in range(CHILDREN)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def close() -> None:
+    """End the children; the next formula starts new ones."""
+    _POOL.close()
+
+
+@lru_cache(maxsize=8192)
+def _asked(task: str, *texts: str) -> tuple[bool, Any]:
+    """(whether there is a reply, the reply); what was refused once is not tried again. The group of rollouts of one question
+    repeats its answers, and many questions share theirs."""
+    try:
+        return True, _POOL.ask(task, *texts)
+    except Refused:
+        return False, None
+
+
+class Algebra:
+    """Computer algebra for one judgement: after `seconds` in all, every further question is refused."""
+
+    def __init__(self, seconds: float = SECONDS) -> None:
+        self._end = time.monotonic() + seconds
+        self.refused = False
+
+    def ask(self, task: str, *texts: str) -> Any:
+        """The reply, or None when it is refused (then `refused` is set)."""
+        if time.monotonic() > self._end:
+            self.refused = True
+            return None
+        try:
+            known, reply = _asked(task, *texts)
+        except Unavailable:
+            known, reply = False, None
+        self.refused |= not known
+        return reply

@@ -7,8 +7,10 @@ MAX_RESPONSE = 400_000  # characters, well above 24k tokens
 MAX_ANSWER = 1_000  # a longer "answer" is none
 
 _TOKEN = re.compile(r"(\\f?boxed\s*\{)|\\.|[{}]", re.DOTALL)
-_PHRASE = re.compile(r"answer(?:\s+is|\s*:|\*\*:?)(?:\s*:)?[ \t]*", re.IGNORECASE)
-_SENTENCE_END = re.compile(r"\n|\.(?=\s|$)|(?<=[^\d])\.(?=$)")
+_PHRASE = re.compile(r"answer(?:\s+is|\s*:|\*\*:?)(?:\s*:)?\s*", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"\n|\.(?=\s|$)|,?\s(?:because|since|which|where)\s")
+_LAST_OPTION = re.compile(r"(?:option|choice)\s+\(?([A-Z])\)?[.!]?$", re.IGNORECASE)
+_YES_NO = re.compile(r"\s*(?:\*\*)?(yes|no)(?:\*\*)?[,.!;]\s", re.IGNORECASE)
 _MARKS = " \t\n*_`$"
 
 
@@ -65,8 +67,12 @@ def _after_phrase(text: str) -> str | None:
 def _lone(text: str, letters: tuple[str, ...]) -> tuple[str | None, str]:
     """A response that is nothing but its answer: one short line, or a choice's letter with or without its text."""
     line = text.strip(_MARKS)
+    if letters and (match := _LAST_OPTION.search(line)) and match[1] in letters:
+        return match[1], "letter"
     if letters and re.match(rf"[(\[]?({'|'.join(map(re.escape, letters))})(?:[)\].:]|$)", line) and "\n" not in line:
         return line, "letter"
+    if match := _YES_NO.match(text):
+        return match[1], "bare"
     if 0 < len(line) <= 40 and "\n" not in line and (len(line.split()) <= 3):
         return line, "bare"
     return None, "none"
@@ -89,6 +95,7 @@ def extract(response: str, letters: tuple[str, ...] = ()) -> tuple[str | None, s
     if thinking:
         return None, "thinking"
     if (tagged := _tagged(text)) is not None:
+        tagged = _after_phrase(tagged) or tagged
         return (tagged, "tag") if 0 < len(tagged) <= MAX_ANSWER else (None, "empty")
     if (answer := _after_phrase(text)) is not None:
         return answer, "phrase"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from reward_fns.accuracy_format import well_formed
+from reward_fns.accuracy_format import think_then_box
 from reward_fns.answer import judge
 from synergy.data import records as project_records
 from synergy.driver import checkpoint
@@ -79,7 +79,7 @@ def test_traces_and_short_answers_are_judged_right() -> None:
     for record in digits.records("val", 60):
         assert judge(record.trace, record.answer, record.choices).correct
         assert judge(record.short, record.answer, record.choices).correct
-        assert well_formed(record.trace) and not well_formed(record.short)
+        assert think_then_box(record.trace) and not think_then_box(record.short)
 
 
 def test_written_folder_is_the_projects_format(tmp_path: Path) -> None:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from reward_fns.accuracy_format import compute_score, well_formed
+from reward_fns import gold, length
+from reward_fns.accuracy_format import compute_score, settings_problem, think_then_box
+from synergy import lab
+from synergy.stages import rl
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = "<think>3 and 4 make 7.</think>\n\\boxed{7}"
@@ -30,11 +33,12 @@ GOOD = "<think>3 and 4 make 7.</think>\n\\boxed{7}"
     ],
 )
 def test_format(response: str, good: bool) -> None:
-    assert well_formed(response) is good
+    assert think_then_box(response) is good
 
 
 def test_score_is_the_weighted_sum_of_its_parts() -> None:
-    assert compute_score("d", GOOD, "7") == {"score": 1.0, "acc": 1.0, "format": 1.0, "length": float(len(GOOD))}
+    parts = {"score": 1.0, "acc": 1.0, "format": 1.0, "length": float(len(GOOD)), "broken": 0.0}
+    assert compute_score("d", GOOD, "7") == parts
     assert compute_score("d", "\\boxed{7}", "7")["score"] == pytest.approx(0.9)
     assert compute_score("d", GOOD, "8")["score"] == pytest.approx(0.1)
     assert compute_score("d", GOOD, "7", accuracy_weight=0.5, format_weight=0.25, unknown=1)["score"] == 0.75
@@ -53,6 +57,90 @@ def test_a_prefix_is_judged_with_the_continuation_but_not_counted() -> None:
     result = compute_score("d", GOOD[half:], "7", {"prefix": GOOD[:half]})
     assert result["score"] == 1.0 and result["length"] == len(GOOD) - half
     assert compute_score("d", GOOD[half:], "7", {"prefix": ""})["format"] == 0.0
+
+
+def test_the_format_check_is_a_setting() -> None:
+    assert compute_score("d", "So \\boxed{7}", "7", format_check="one_box")["format"] == 1.0
+    assert compute_score("d", "So \\boxed{7}", "7")["format"] == 0.0
+
+
+def test_length_in_tokens_of_the_model() -> None:
+    tokenizer = str(lab.BASE / "tokenizer.json")
+    counted = compute_score("d", GOOD, "7", tokenizer=tokenizer)["length"]
+    assert counted == length.count(GOOD, tokenizer) < len(GOOD)
+
+
+def test_overlong_penalty_as_in_dapo() -> None:
+    assert [length.overlong_penalty(n, 100, 20) for n in (0, 80, 90, 100, 500)] == [0, 0, -0.5, -1, -1]
+    words = {"overlong": {"max": len(GOOD), "buffer": 10, "factor": 0.5}}
+    assert compute_score("d", GOOD, "7", **words)["score"] == pytest.approx(0.5)
+
+
+def test_cosine_length_reward() -> None:
+    def reward(correct: bool, tokens: int) -> float:
+        return length.cosine_reward(correct, tokens, 100, (1.0, 0.5), (-1.0, 0.0), -2.0)
+
+    assert reward(True, 0) == 1.0 and reward(True, 50) == pytest.approx(0.75) and reward(False, 0) == -1.0
+    assert reward(True, 99) == pytest.approx(0.5, abs=0.01) and reward(True, 100) == reward(False, 100) == -2.0
+    assert reward(False, 10) < reward(False, 90), "a wrong answer may think longer"
+    cosine = {"max": 10_000, "correct": [1.0, 0.5], "wrong": [-1.0, 0.0], "exceeded": -2.0}
+    result = compute_score("d", GOOD, "7", cosine=cosine)
+    assert result["score"] == pytest.approx(1.0, abs=0.01) and result["acc"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"accuracy": 1}, "unknown ['accuracy']"),
+        ({"format_check": "xml"}, "one of think_then_box, one_box"),
+        ({"format_weight": "much"}, "no number"),
+        ({"overlong": {"max": 10, "buffer": 20}}, "overlong.buffer=20"),
+        ({"overlong": {"max": 10}}, "overlong takes"),
+        ({"cosine": {"max": 10, "correct": [1], "wrong": [0, 0], "exceeded": 0}}, "two rewards each"),
+    ],
+)
+def test_wrong_settings_are_told_before_the_run(given: dict[str, object], told: str) -> None:
+    assert told in str(settings_problem(given))
+    assert settings_problem({"accuracy_weight": 0.9, "overlong": None, "cosine": None}) is None
+
+
+@pytest.mark.parametrize("ground_truth", [None, "", 7, ["7"]])
+def test_a_broken_row_scores_nothing_and_is_counted(
+    ground_truth: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SYNERGY_ROLLOUTS", str(tmp_path))
+    result = compute_score("d", GOOD, ground_truth, {"id": "bad", "split": "train"})  # type: ignore[arg-type]
+    assert (result["score"], result["acc"], result["broken"]) == (0.0, 0.0, 1.0)
+    compute_score("d", GOOD, "7", {"id": "good", "split": "train"})
+    assert rl.pass_counts(tmp_path) == [{"id": "good", "n": 1, "passes": 1}]
+    assert [(row["id"], row["broken"]) for row in rl.rollouts(tmp_path)] == [("bad", 1.0), ("good", 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "choices", "kind", "told"),
+    [
+        (None, None, None, "has no answer"),
+        ("  ", None, None, "is empty"),
+        (["1", "2"], None, None, "several answers (2)"),
+        (7, None, None, "is int, not text"),
+        ("7", None, "numeral", "unknown; one of choice, number"),
+        ("7 and x", None, "number", "is no number"),
+        ("E", {"A": "1", "B": "2"}, "choice", "none of its choices"),
+        ("B", None, "choice", "has no choices"),
+        ("perhaps", None, "yes/no", "neither yes nor no"),
+        ("7}", None, None, "braces"),
+        ("x" * 2000, None, None, "2000 characters"),
+        ("\\frac{1}{2}", None, "number", None),
+        ("12 cm", None, None, None),
+        ("B", {"A": "1", "B": "2"}, "choice", None),
+        ("2", {"A": "1", "B": "2"}, "choice", None),
+    ],
+)
+def test_gold_answers_are_checked_before_training(
+    answer: object, choices: object, kind: str | None, told: str | None
+) -> None:
+    found = gold.problem(answer, choices, kind)  # type: ignore[arg-type]
+    assert (told in found) if told else found is None, found  # type: ignore[operator]
 
 
 def test_logs_training_rollouts_only_and_whole_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 The same YAML files, composed by the same Hydra, but without importing verl, which imports torch first: below a second
 rather than ten. Exit code 1 and Hydra's message when an override does not fit verl's configuration. Like verl's own
-check it knows keys, not types: verl's YAML files declare none.
+check it knows keys, not types: verl's YAML files declare none. The reward function's own keys, which verl passes on
+unseen, are checked by the function.
 """
 
 import importlib.util
@@ -31,11 +32,24 @@ def resolved(overrides: list[str]) -> DictConfig:
     return config
 
 
+def check_reward(config: DictConfig) -> None:
+    """Raises ValueError for reward_kwargs that the project's reward function would refuse, or ignore."""
+    given = OmegaConf.to_container(config.reward.custom_reward_function).get("reward_kwargs")
+    if given:
+        sys.path.insert(0, str(Path(__file__).parents[2]))
+        from reward_fns.accuracy_format import settings_problem
+
+        if problem := settings_problem(given):
+            raise ValueError(f"reward.custom_reward_function.reward_kwargs: {problem}")
+
+
 def main(overrides: list[str]) -> int:
     """Print the configuration, or the first thing that is wrong with the overrides."""
     try:
-        print(OmegaConf.to_yaml(resolved(overrides)))
-    except (HydraException, OmegaConfBaseException, ModuleNotFoundError) as error:
+        config = resolved(overrides)
+        check_reward(config)
+        print(OmegaConf.to_yaml(config))
+    except (HydraException, OmegaConfBaseException, ModuleNotFoundError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reward_fns import gold
 from synergy.data.prompt import query
 from synergy.data.records import Record
 from synergy.errors import UserError
@@ -66,6 +67,16 @@ def grid(model: Path) -> ImageGrid:
             most = size.get("longest_edge") or found.get("max_pixels") or 28 * 28 * 1280
             return ImageGrid(int(found.get("patch_size", 14)) * int(found.get("merge_size", 2)), int(least), int(most))
     raise UserError(f"{model} has no preprocessor_config.json; is this a vision-language model?")
+
+
+def answers(records: Sequence[Record], where: str) -> None:
+    """Raises UserError when a gold answer can't be judged: such a question would count as never solved."""
+    problems = ((r.id, gold.problem(r.answer, r.choices, r.answer_type)) for r in records)
+    found = [(name, problem) for name, problem in problems if problem]
+    if found:
+        name, problem = found[0]
+        more = f" (and {len(found) - 1} more: {', '.join(repr(other) for other, _ in found[1:6])})" if found[1:] else ""
+        raise UserError(f"{where}: record {name!r} {problem}{more}; mend these records or leave them out")
 
 
 def images(records: Sequence[Record], media: Path, cells: ImageGrid) -> dict[str, int]:

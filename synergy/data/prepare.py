@@ -35,6 +35,7 @@ def train(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
         if not name:
             continue
         found = records.read(source / name)[: spec["limit"] if split == "train" else None]
+        checks.answers(found, str(source / name))
         visual = checks.images(found, source, grid)
         rows[split] = [(record, record.trace, spec["instruction"]) for record in found if record.trace]
         tokens = checks.lengths(rows[split], visual, words, spec["cutoff_len"])
@@ -65,6 +66,7 @@ def benchmarks(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
                 f"benchmark {bench['name']}: {len(unknown)} questions have no difficulty level (first: {unknown[0]!r}); "
                 "add 'passes' (correct of 16 runs of the base model) or 'level' to its records"
             )
+        checks.answers(found, str(source / bench["records"]))
         checks.images(found, source, checks.grid(Path(spec["base"])))
         writers.vlmevalkit(out / f"{bench['name']}.tsv", found, source)
         listed.append({"name": bench["name"], "tsv": f"{bench['name']}.tsv", "kind": bench["kind"]})

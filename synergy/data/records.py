@@ -19,6 +19,8 @@ LEVEL_RUNS = 16
 class Record:
     """images: paths relative to the file that holds the record. trace: the whole long response, ``<think>`` to ``\\boxed``.
 
+    answer_type: one of ``reward_fns.gold.TYPES``, or none: then any answer that can be judged will do.
+
     passes: correct responses of the base model out of 16. level: 1 (easy) to 5 (hard), from the passes.
     """
 
@@ -27,6 +29,7 @@ class Record:
     answer: str
     images: tuple[str, ...] = ()
     choices: Mapping[str, str] | None = None
+    answer_type: str | None = None
     trace: str | None = None
     short: str | None = None
     kind: str = ""
@@ -56,6 +59,8 @@ def parse(row: Any, where: str) -> Record:
     images = known.get("images") or []
     if not isinstance(images, list) or not all(isinstance(i, str) for i in images):
         raise UserError(f"{where}: 'images' is a list of paths relative to the file")
+    if not isinstance(known["answer"], (str, int, float)) or isinstance(known["answer"], bool):
+        raise UserError(f"{where}: 'answer' is one final answer as text, not {json.dumps(known['answer'])[:80]}")
     text = {name: str(known[name]) for name in ("id", "question", "answer")}
     return Record(**{**known, **text, "images": tuple(images)})
 

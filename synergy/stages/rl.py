@@ -31,6 +31,7 @@ RUNTIME_KEYS = (
     "trainer.save_freq",
     "trainer.test_freq",
     "trainer.val_*",
+    "trainer.*_data_dir",
     "trainer.max_*_ckpt_to_keep",
     "trainer.nnodes",
     "trainer.n_gpus_per_node",
@@ -143,6 +144,7 @@ def command(job: Job) -> Command | None:
         ),
         "reward.custom_reward_function.path": str(paths.ROOT / "reward_fns" / "accuracy_format.py"),
         "reward.custom_reward_function.name": "compute_score",
+        "++reward.custom_reward_function.reward_kwargs.tokenizer": str(job.inputs["model"] / "tokenizer.json"),
         "trainer.total_epochs": 1,
         "trainer.project_name": "synergy",
         "trainer.experiment_name": job.key[:12],
@@ -215,17 +217,24 @@ def progress(job: Job) -> Progress | None:
     return Progress(step, total_steps(job), "step", figure)
 
 
-def pass_counts(folder: Path) -> list[dict[str, Any]]:
-    """Responses and correct responses per question, from the records of all reward processes; torn lines are left out."""
-    found: dict[str, list[int]] = {}
+def rollouts(folder: Path) -> Iterator[dict[str, Any]]:
+    """The records of all reward processes (reward_fns/rollouts.py); torn lines are left out."""
     for file in sorted(folder.glob("*.jsonl")):
         for line in file.read_text(errors="replace").splitlines():
             try:
                 row = json.loads(line)
-                counts = found.setdefault(str(row["id"]), [0, 0])
-                counts[0], counts[1] = counts[0] + 1, counts[1] + int(row["acc"] > 0.5)
+                yield {**row, "id": str(row["id"]), "acc": float(row["acc"]), "broken": float(row.get("broken", 0))}
             except (ValueError, KeyError, TypeError):
                 continue
+
+
+def pass_counts(folder: Path) -> list[dict[str, Any]]:
+    """Responses and correct responses per question; a row that couldn't be judged counts as neither."""
+    found: dict[str, list[int]] = {}
+    for row in rollouts(folder):
+        if not row["broken"]:
+            counts = found.setdefault(row["id"], [0, 0])
+            counts[0], counts[1] = counts[0] + 1, counts[1] + int(row["acc"] > 0.5)
     return [{"id": name, "n": n, "passes": passes} for name, (n, passes) in sorted(found.items())]
 
 
@@ -243,4 +252,6 @@ def collect(job: Job, out: Path) -> dict[str, Any]:
     ends = {"reward_first": metrics[0]["reward"], "reward_last": metrics[-1]["reward"]} if metrics else {}
     zero = sum(row["passes"] == 0 for row in counts)
     told = {"steps": total_steps(job), "questions": len(counts), "zero_pass": zero, **ends}
+    if broken := sum(bool(row["broken"]) for row in rollouts(job.work / "rollouts")):
+        told["broken_rollouts"] = broken
     return {**figures, **told, "metrics": f"{job.attempt.name}/metrics.jsonl"}
