@@ -28,11 +28,16 @@ from reward_fns.answer import judge
 
 ANSWERS = Path(__file__).resolve().with_name("answers")
 PIECES = (
-    "\\boxed{", "}", "{", "(", ")", "[", "]", "\\{", "\\}", "^", "^{", "**", "!", "\\frac", "\\sqrt", "\\left(", "\\right)", "$", "\\",
-    "<think>", "</think>", "<answer>", "</answer>", "answer is ", "Answer: ", "\\text{", "\\begin{pmatrix}", "\\end{pmatrix}", "&",
-    "\\\\", "9", "99999", "1e999", "0", ".", ",", ";", " or ", " and ", "=", "<", "\\le ", "\\in ", "\\cup ", "\\pm ", "%", " cm", "x", "y", "i",
-    "e", "\\pi", "\\sin", "\\log", "\\int", "\\sum_{i=1}^{9}", "\\infty", "°", "²", "½", "٣", "\u202e", "\ud800", "\x00", "İ", "A", "B", "Yes",
-    "__import__('os').system('touch PLANTED')", "open('PLANTED','w')", "\\input{/etc/passwd}", "-", "+", "/", "|", "\n", " ",
+    "\\boxed{", "}", "{", "(", ")", "[", "]", "\\{", "\\}", "^", "^{", "**", "!", "\\frac", "\\sqrt", "\\left(",
+    "\\right)", "$", "\\",
+    "<think>", "</think>", "<answer>", "</answer>", "answer is ", "Answer: ", "\\text{", "\\begin{pmatrix}",
+    "\\end{pmatrix}", "&",
+    "\\\\", "9", "99999", "1e999", "0", ".", ",", ";", " or ", " and ", "=", "<", "\\le ", "\\in ", "\\cup ",
+    "\\pm ", "%", " cm", "x", "y", "i",
+    "e", "\\pi", "\\sin", "\\log", "\\int", "\\sum_{i=1}^{9}", "\\infty", "°", "²", "½", "٣", "\u202e", "\ud800",
+    "\x00", "İ", "A", "B", "Yes",
+    "__import__('os').system('touch PLANTED')", "open('PLANTED','w')", "\\input{/etc/passwd}", "-", "+", "/", "|",
+    "\n", " ",
 )  # fmt: skip
 
 
@@ -94,7 +99,7 @@ def main(argv: list[str]) -> None:
         planted = os.listdir(folder)
         print(f"{count} mixtures in {minutes:g} minutes, slowest {longest:.2f} s, seed {seed}")
         print(
-            f"memory grew by {grown:.0f} MiB, largest child {largest:.0f} MiB, {len(children)} children, files planted: {planted}"
+            f"memory grew by {grown:.0f} MiB, {len(children)} children, the largest {largest:.0f} MiB; files planted: {planted}"
         )
         checker_pool.close()
         left = psutil.wait_procs(children, timeout=5)[1]

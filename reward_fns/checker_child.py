@@ -14,7 +14,9 @@ import resource
 import select
 import signal
 import sys
+from collections.abc import Callable
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 MEMORY = 1 << 30  # bytes of address space beyond what the imports took
@@ -25,7 +27,8 @@ POINTS = ((0.7391, 1.6180), (1.9327, 0.4142), (-0.5772, 2.2360), (2.5029, -1.202
 # third of the time, in every worker that is forked.
 WARM_UP = (
     ("x+1", "1+x"), ("\\frac{\\sqrt{2}}{2}", "\\frac{1}{\\sqrt{2}}"), ("2\\pi r^2", "-3x^{2}+5x-7"), ("x(x-1)(x+2)", "(x+1)^2"),
-    ("\\sin x\\cos{2x}", "\\tan^2\\theta"), ("\\log_2 8", "\\ln(x+1)"), ("e^{-2x}", "3\\cdot 10^{5}"), ("\\sqrt[3]{x}", "|x-2|"),
+    ("\\sin x\\cos{2x}", "\\tan^2\\theta"), ("\\log_2 8", "\\ln(x+1)"), ("e^{-2x}", "3\\cdot 10^{5}"),
+    ("\\sqrt[3]{x}", "|x-2|"),
     ("\\frac{a+b}{2ab}-(c)", "5\\times 4"), ("\\binom{5}{2}", "4!"), ("2x+3y=7", "y=2x"), ("0.5x", "1.25"), ("a_1+a_2", "x'"),
     ("-\\frac{3}{4}i", "2+3i"), ("\\{1,2\\}", "(1,2]"),
 )  # fmt: skip
@@ -110,13 +113,13 @@ def value(text: str) -> str | None:
     return str(number) if number.is_real and number.is_finite else None
 
 
-TASKS = {"same": same, "proportional": proportional, "value": value}
+TASKS: dict[str, Callable[..., Any]] = {"same": same, "proportional": proportional, "value": value}
 
 
 def work(requests: int, replies: int) -> None:
     """The worker: limited in memory, gone with its parent."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     with open(requests, encoding="utf-8") as lines:
         for line in lines:

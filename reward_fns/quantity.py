@@ -1,4 +1,4 @@
-r"""Read numbers as people and LaTeX write them, exactly: 1,234  -3.50  1\frac{7}{12}  50%  1.2\times10^{3}  7 cm  0.\overline{3}.
+r"""Read numbers as people and LaTeX write them, exactly: 1,234  -3.5  1\frac{7}{12} 50%  1.2\times10^{3}  7 cm  0.\overline{3}.
 
 Two decimals of an irrational or long value are a rounding only with three significant digits: 3.14 stands for \pi, 0.33
 not for 1/3.

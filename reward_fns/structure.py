@@ -185,11 +185,15 @@ def _same_item(mine: "str | Parts", wanted: "str | Parts", same: Same) -> bool:
     return isinstance(mine, str) and isinstance(wanted, str) and same(mine, wanted)
 
 
+def _infinite(end: str) -> int:
+    """-1 and 1 for the two infinities, 0 for a number."""
+    if end.startswith("-"):
+        return -1 if _INFINITY.match(end[1:].strip()) else 0
+    return int(_INFINITY.match(end) is not None)
+
+
 def _same_end(mine: str, wanted: str, same: Same) -> bool:
-    ends = [
-        -1 if end.startswith("-") and _INFINITY.match(end[1:].strip()) else bool(_INFINITY.match(end))
-        for end in (mine, wanted)
-    ]
+    ends = (_infinite(mine), _infinite(wanted))
     return ends[0] == ends[1] if any(ends) else same(mine, wanted)
 
 

@@ -6,7 +6,8 @@ import unicodedata
 # What NFKC would spoil (² becomes 2) or leaves alone, in the spelling that the rest of the checker reads.
 _SYMBOLS = {
     "−": "-", "–": "-", "—": "-", "‐": "-", "‑": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/",
-    "∕": "/", "⁄": "/", "√": r"\sqrt ", "∶": ":", "Ω": "Ω", "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
+    "∕": "/", "⁄": "/", "√": r"\sqrt ", "∶": ":", "Ω": "Ω",
+    "π": r"\pi ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ",
     "∈": r"\in ", "∪": r"\cup ", "∩": r"\cap ", "∅": r"\emptyset ", "±": r"\pm ", "º": "°", "˚": "°", "⟨": r"\langle ",
     "⟩": r"\rangle ", "θ": r"\theta ", "α": r"\alpha ", "β": r"\beta ", "’": "'", "‘": "'", "“": '"', "”": '"',
     "µ": "μ", "…": "...", "€": " euro ", "£": " pound ", "¥": " yen ", "\u00a0": " ", "\u2009": " ", "\u202f": " ",

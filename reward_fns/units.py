@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-_BASE = {  # spelling -> (base unit, factor); prefixes are added below where they are customary
+# Spelling -> (base unit, factor); prefixes are added below where they are customary.
+_BASE: dict[str, tuple[str, Fraction | int]] = {
     "m": ("m", 1), "g": ("g", 1), "s": ("s", 1), "L": ("m3", Fraction(1, 1000)), "N": ("N", 1), "J": ("J", 1),
     "W": ("W", 1), "V": ("V", 1), "A": ("A", 1), "Hz": ("Hz", 1), "Pa": ("Pa", 1), "mol": ("mol", 1), "K": ("K", 1),
     "C": ("C", 1), "F": ("F", 1), "Ω": ("Ω", 1), "eV": ("eV", 1), "T": ("T", 1), "B": ("B", 1),

@@ -9,6 +9,7 @@ unseen, are checked by the function.
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
@@ -34,8 +35,8 @@ def resolved(overrides: list[str]) -> DictConfig:
 
 def check_reward(config: DictConfig) -> None:
     """Raises ValueError for reward_kwargs that the project's reward function would refuse, or ignore."""
-    given = OmegaConf.to_container(config.reward.custom_reward_function).get("reward_kwargs")
-    if given:
+    given: Any = OmegaConf.to_container(config.reward.custom_reward_function)
+    if given := given.get("reward_kwargs"):
         sys.path.insert(0, str(Path(__file__).parents[2]))
         from reward_fns.accuracy_format import settings_problem
 

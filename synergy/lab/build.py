@@ -1,4 +1,4 @@
-"""Rebuild the shipped base model: `python -m synergy.lab.build OUT` (needs the training environment and half an hour).
+"""Rebuild the shipped base model: `python -m synergy.lab.build OUT` (needs the training environment and 40 minutes).
 
 Each step is a child process of this interpreter: random weights; two LLaMA-Factory SFT stages, the only ones that train
 the vision tower (first the pieces: reading and adding; then the questions); 16 runs on both benchmarks for the levels.
@@ -25,8 +25,8 @@ from synergy.lab import BASE, INSTRUCTION, digits, levels, practice
 TEACH = {
     "stage": "sft", "do_train": True, "finetuning_type": "full", "template": "qwen2_vl", "cutoff_len": 256,
     "report_to": "none", "freeze_vision_tower": False, "freeze_multi_modal_projector": False,
-    "freeze_language_model": False, "image_min_pixels": 3136, "per_device_train_batch_size": 64,
-    "gradient_accumulation_steps": 1, "learning_rate": 1.0e-3, "warmup_steps": 50, "lr_scheduler_type": "cosine",
+    "freeze_language_model": False, "image_min_pixels": 3136, "per_device_train_batch_size": 32,
+    "gradient_accumulation_steps": 1, "learning_rate": 1.0e-3, "warmup_steps": 100, "lr_scheduler_type": "cosine",
     "weight_decay": 0.0, "max_grad_norm": 1.0, "logging_steps": 20, "save_strategy": "no", "plot_loss": False,
     "preprocessing_num_workers": 1, "dataloader_num_workers": 0, "overwrite_cache": True, "seed": 0,
     "data_seed": 0,
@@ -35,7 +35,7 @@ START = (
     "import runpy, sys, torch_cpu_shim; sys.argv = sys.argv[1:]; "
     "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 )
-STEPS = {"pieces": 400, "questions": 600}
+STEPS = {"pieces": 1400, "questions": 3000}
 
 
 def lesson(folder: Path, name: str, seed: int) -> None:
