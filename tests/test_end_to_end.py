@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from reward_fns.accuracy_format import compute_score
 from synergy import lab, paths
+from synergy.data import records
+from synergy.data.prompt import query
 from synergy.driver import checkpoint, handoff, ledger, process
 from synergy.driver.ledger import Entry
 
@@ -146,6 +149,28 @@ def test_rl_that_was_interrupted_continues_from_its_checkpoint(tmp_path: Path) -
     assert "trainer.resume_mode='resume_path'" in first.read_text()
     assert made.figures["steps"] == 9
     assert handoff.count_changed(tmp_path / made.output, lab.BASE) > 0
+
+
+def test_recorded_pass_counts_are_those_of_verl_s_own_dump(tmp_path: Path) -> None:
+    """verl writes what it generated; judged anew, each step's groups have the accuracies that the reward recorded."""
+    dump = tmp_path / "dump"
+    run(tmp_path / "runs", "recipe=rl", "budget.rl_steps=2", f"rl.verl.trainer.rollout_data_dir={dump}")
+    made = entries(tmp_path / "runs")
+    questions = records.read(tmp_path / "runs" / made["data"].output / "records/train.jsonl")
+    choices = {(query(r.question, r.choices, lab.INSTRUCTION), r.answer): r.choices for r in questions}
+    judged: dict[str, list[float]] = {}
+    for file in sorted(dump.glob("*.jsonl"), key=lambda f: int(f.stem)):
+        for line in _lines(file):
+            row = json.loads(line)
+            asked = next(
+                found for (text, gold), found in choices.items() if text in row["input"] and gold == row["gts"]
+            )
+            told = compute_score("digits", row["output"], row["gts"], {"choices": asked})
+            assert told["score"] == pytest.approx(row["score"], abs=1e-6), row
+            judged.setdefault(f"{file.stem} {row['uid'].rsplit('_', 2)[0]}", []).append(told["acc"])
+    counts = [json.loads(line) for line in _lines(tmp_path / "runs" / made["rl"].output / "passes.jsonl")]
+    assert len(counts) == 16 and all(row["n"] == 4 for row in counts)
+    assert sorted(row["passes"] for row in counts) == sorted(sum(accs) for accs in judged.values())
 
 
 def _lines(file: Path) -> list[str]:

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from synergy.errors import UserError
+from synergy.machine import choose_port
 from synergy.workers import vllm_server
-from synergy.workers.vllm_server import ServerConfig, ServerError, choose_port, last_lines, serve
+from synergy.workers.vllm_server import ServerConfig, ServerError, last_lines, serve
 
 ROOT = Path(__file__).resolve().parent.parent
 

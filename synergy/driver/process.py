@@ -7,11 +7,9 @@ child's process group, and a driver that was killed can't clean up, so the next 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import shlex
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from synergy import machine
 from synergy.stages import Command
 
 MARK = "SYNERGY_STAGE"
@@ -27,8 +26,6 @@ GRACE_SECONDS = 15.0
 POLL_SECONDS = 0.1
 TICK_SECONDS = 1.0
 MEMORY_SECONDS = 5.0
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None)
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def run(
             stdout=sink,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with_parent,
+            preexec_fn=machine.die_with_parent,
         )
     try:
         while child.poll() is None:
@@ -121,10 +118,6 @@ def run(
         child.wait()
     tick()
     return Outcome(child.returncode, stalled, time.time() - started, peak)
-
-
-def _die_with_parent() -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def tail(log: Path, lines: int = 20) -> str:

@@ -35,7 +35,7 @@ START = (
     "import runpy, sys, torch_cpu_shim; sys.argv = sys.argv[1:]; "
     "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 )
-STEPS = {"pieces": 1400, "questions": 3000}
+STEPS = {"pieces": 1400, "questions": 2000}
 
 
 def lesson(folder: Path, name: str, seed: int) -> None:

@@ -1,8 +1,8 @@
-"""What the base model is taught: short answers, traces of two or three lines now and then, and sums by themselves.
+"""What the base model is taught: short answers, a trace now and then, and sums by themselves.
 
-The base has to know what a pretrained model knows, to read a digit and to add, without having seen a long trace: then
-long traces have something to put together. And it has to reason now and then when told to: then reinforcement has
-something to reward.
+The base has to know what a pretrained model knows, to read a digit and to add. And it has to reason now and then when
+told to, on short questions more than on long ones: then long traces have something to put together, and reinforcement
+has something to reward.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from synergy.lab.digits import Record, records
 
 INSTRUCTED = 0.6  # share of the questions that carry the reasoning instruction
-REASONED = 0.35  # share of those that are answered by a trace, if it is a short one
-SHORT_TRACE = 3  # steps
+REASONED = 0.35  # share of those that are answered by a trace of at most SHORT_TRACE lines
+SHORT_TRACE = 3
+LONG_REASONED = 0.15  # the same of longer traces
 
 
 def reading(count: int, seed: int) -> Iterator[tuple[Record, bool, str]]:
@@ -28,7 +29,8 @@ def questions(count: int, seed: int) -> Iterator[tuple[Record, bool, str]]:
     rng = random.Random(f"questions {seed}")
     for record in records("train", count, seed, choice_share=0.4):
         instructed = rng.random() < INSTRUCTED
-        reasoned = instructed and rng.random() < REASONED and record.steps <= SHORT_TRACE
+        share = REASONED if record.steps <= SHORT_TRACE else LONG_REASONED
+        reasoned = instructed and rng.random() < share
         yield record, instructed, record.trace if reasoned else record.short
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from synergy import paths
 from synergy.driver import handoff
 from synergy.driver import identity as ids
-from synergy.errors import StageFailed, UserError
+from synergy.errors import StageFailed
+from synergy.machine import choose_port
 from synergy.stages import Command, Job, Progress, Stage
 
 IDENTITY = frozenset({"runs", "sampling", "instruction"})
@@ -26,21 +27,7 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:
-    port = stage.settings["port"]
-    if port is not None and not _free(port):
-        raise UserError(f"evaluate.port={port} is in use; set it to null for a free one, or stop what listens there")
-
-
-def _free(port: int) -> bool:
-    import socket
-
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+    choose_port(stage.settings["port"])
 
 
 def _benchmarks(job: Job) -> list[dict[str, str]]:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from synergy.errors import UserError
+from synergy.machine import die_with_parent
 from synergy.paths import ROOT
-from synergy.workers.vllm_server import Server, ServerConfig, ServerError, die_with_parent, serve, stop
+from synergy.workers.vllm_server import Server, ServerConfig, ServerError, serve, stop
 
 _POLL_SECONDS = 0.2
 _OURS = ("model", "server", "eval_python")

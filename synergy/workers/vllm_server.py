@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,13 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from synergy.errors import UserError
+from synergy.machine import HOST, choose_port, die_with_parent
 
-HOST = "127.0.0.1"
 _GRACE_SECONDS = 10.0
-_PR_SET_PDEATHSIG = 1
 _ERROR = re.compile(r"\b(?!EngineDead)\w*(?:Error|Exception): \S")
-_libc = ctypes.CDLL(None)
 
 
 class ServerError(RuntimeError):
@@ -80,25 +75,6 @@ class Server:
 
 # Without the proxies of the environment: a proxy cannot reach our loopback.
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def die_with_parent() -> None:
-    """For `preexec_fn`: the kernel sends SIGTERM when the parent dies, even of SIGKILL."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def choose_port(port: int | None) -> int:
-    """The port asked for, or any free one. Raises UserError if the one asked for is in use or not allowed."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port or 0))
-        except (OSError, OverflowError) as err:
-            raise UserError(
-                f"the evaluation server cannot use port {port} on {HOST}: {err}. End what uses it, choose another, "
-                "or set the port to null for any free one"
-            ) from err
-        return int(probe.getsockname()[1])
 
 
 def last_lines(log: Path, lines: int = 12) -> str:
