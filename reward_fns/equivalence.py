@@ -132,6 +132,8 @@ def _by_algebra(
     for known, text, is_answer in ((number, wanted, True), (wanted_number, mine, False)):
         if known is not None and _CONSTANT.search(text):
             exact = algebra.ask("value", latex(text))
+            if algebra.refused:
+                return False, "refused"
             if exact is not None and not _equals(known, Fraction(exact)):
                 return _stands_for(known, Fraction(exact), known_is_answer=is_answer), "value"
     return bool(algebra.ask("same", latex(wanted), latex(mine))), "algebra"

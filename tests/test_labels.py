@@ -91,3 +91,23 @@ def test_the_speed_benchmark_runs() -> None:
     words = ["responses=16", "tokens=200"]
     done = subprocess.run([sys.executable, ROOT / "benchmarks/answer_speed.py", *words], capture_output=True, text=True)
     assert done.returncode == 0 and "ratio" in done.stdout, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_works_in_ray_workers() -> None:
+    """As verl's reward loop calls it: many calls at once, in threads of a Ray actor."""
+    code = (
+        "import ray; from concurrent.futures import ThreadPoolExecutor\n"
+        "ray.init(num_cpus=1, include_dashboard=False, object_store_memory=2**27)\n"
+        "@ray.remote\n"
+        "class Worker:\n"
+        "    def judge(self, golds):\n"
+        "        from reward_fns.answer import judge\n"
+        "        with ThreadPoolExecutor(8) as pool:\n"
+        "            return list(pool.map(lambda g: judge('\\\\boxed{\\\\sqrt{8}}', g).correct, golds))\n"
+        "print(ray.get(Worker.remote().judge.remote(['2\\\\sqrt{2}', '\\\\sqrt{7}', '\\\\frac{4}{\\\\sqrt{2}}'] * 8)))\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.strip().endswith(str([True, False, True] * 8))
