@@ -19,14 +19,14 @@ PUBLISHED = ("visual.patch_embed.proj.weight", "visual.merger.mlp.2.weight", "mo
 
 
 def test_same_arguments_same_records() -> None:
-    one, other = list(digits.records("train", 50, 3)), list(digits.records("train", 50, 3))
+    one, other = list(digits.questions("train", 50, 3)), list(digits.questions("train", 50, 3))
     assert one == other
-    assert one != list(digits.records("train", 50, 4))
+    assert one != list(digits.questions("train", 50, 4))
     assert digits.picture(one[0].cells).tobytes() == digits.picture(other[0].cells).tobytes()
 
 
 def test_no_digit_image_in_two_splits() -> None:
-    used = {split: {cell for r in digits.records(split, 150) for cell in r.cells} for split in digits.SPLITS}
+    used = {split: {cell for r in digits.questions(split, 150) for cell in r.cells} for split in digits.SPLITS}
     pools = digits.pools()
     assert sum(map(len, pools.values())) == len(set().union(*pools.values())) == 1797
     for split, cells in used.items():
@@ -44,7 +44,7 @@ def arithmetic(line: str) -> bool:
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_trace_reads_the_digits_and_every_line_of_it_is_true(share: float) -> None:
     labels = digits._source()[1]
-    for record in digits.records("val", 200, choice_share=share):
+    for record in digits.questions("val", 200, choice_share=share):
         inner, _, answer = record.trace.removeprefix("<think>\n").partition("\n</think>\n")
         read, *lines = inner.split("\n")
         assert [int(word) for word in read.split()] == [labels[cell] for cell in record.cells] == list(record.digits)
@@ -76,7 +76,7 @@ def holds(option: str, value: int) -> bool:
 
 
 def test_traces_and_short_answers_are_judged_right() -> None:
-    for record in digits.records("val", 60):
+    for record in digits.questions("val", 60):
         assert judge(record.trace, record.answer, record.choices).correct
         assert judge(record.short, record.answer, record.choices).correct
         assert think_then_box(record.trace) and not think_then_box(record.short)
@@ -99,11 +99,14 @@ def test_written_folder_is_the_projects_format(tmp_path: Path) -> None:
     assert len(ids) == 28
 
 
-def test_lessons_hold_no_long_trace_and_true_drills() -> None:
+def test_lessons_hold_few_long_traces_and_true_drills() -> None:
     taught = list(practice.questions(300, 1))
     assert {instructed for _, instructed, _ in taught} == {True, False}
     reasoned = [(record, instructed) for record, instructed, response in taught if response == record.trace]
-    assert reasoned and all(instructed and record.steps <= practice.SHORT_TRACE for record, instructed in reasoned)
+    assert reasoned and all(instructed for _, instructed in reasoned)
+    long = [record for record, instructed, _ in taught if instructed and record.steps > practice.SHORT_TRACE]
+    told = [record for record, _ in reasoned if record.steps > practice.SHORT_TRACE]
+    assert 0 < len(told) / len(long) < 2 * practice.LONG_REASONED
     for _, _, response in practice.drills(100, 1):
         assert all(map(arithmetic, response.split("\n")))
 
@@ -149,6 +152,6 @@ def test_chat_template_renders_what_qwen_renders() -> None:
     reply = {"role": "assistant", "content": "\\boxed{3}"}
     end = "<|im_start|>assistant\n\\boxed{3}<|im_end|>\n"
     assert shown([own, user, reply], False) == system.format("Be brief.") + rest + end
-    for record in digits.records("val", 20):
+    for record in digits.questions("val", 20):
         ids = tokenizer(record.trace, add_special_tokens=False).input_ids
         assert tokenizer.decode(ids) == record.trace and len(ids) <= 72

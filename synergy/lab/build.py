@@ -50,7 +50,7 @@ def lesson(folder: Path, name: str, seed: int) -> None:
         if not file.exists():
             digits.picture(record.cells).save(file)
     taught = [(record, response, INSTRUCTION if instructed else None) for record, instructed, response in rows]
-    writers.llamafactory(folder, {name: taught})  # type: ignore[dict-item]  # a lab record has every field that is read
+    writers.llamafactory(folder, {name: taught})
 
 
 def teach(model: Path, name: str, out: Path, seed: int) -> Path:
@@ -68,8 +68,7 @@ def teach(model: Path, name: str, out: Path, seed: int) -> Path:
 
 def child(*arguments: str) -> None:
     """Run a Python module or file with this interpreter and the launch plug-ins; its output is passed through."""
-    path = os.pathsep.join((str(Path(__file__).parents[2]), paths.pythonpath()))
-    own = {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    own = {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     env = {"OMP_NUM_THREADS": "1", **os.environ, **own}
     subprocess.run([sys.executable, "-c", START, *arguments], env=env, check=True)
 

@@ -19,6 +19,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from synergy.data import records
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -41,22 +43,13 @@ ENDS = {"sum": (2, 4, 7, 9), "range": (3, 5, 7, 9), "alternate": (-3, 1, 5, 27)}
 
 
 @dataclass(frozen=True)
-class Record:
+class Record(records.Record):
     """One question. `cells` are indices into scikit-learn's digits, `digits` what they show; neither is written to a file."""
 
-    id: str
-    question: str
-    images: tuple[str, ...]
-    answer: str
-    choices: dict[str, str] | None
-    trace: str
-    short: str
-    kind: str
-    steps: int
-    digits: tuple[int, ...]
-    cells: tuple[int, ...]
-    level: int | None = None
-    passes: int | None = None
+    trace: str = ""
+    short: str = ""
+    digits: tuple[int, ...] = ()
+    cells: tuple[int, ...] = ()
 
     def row(self) -> dict[str, object]:
         """The record as the project's data files hold it."""
@@ -113,7 +106,7 @@ def letter(kind: str, value: int) -> str:
     return next(name for name, end in zip("ABCD", ENDS[kind], strict=True) if shown <= end)
 
 
-def records(
+def questions(
     split: str, count: int, seed: int = 0, choice_share: float = 0.5, kinds: tuple[str, ...] = tuple(KINDS)
 ) -> Iterator[Record]:
     """`count` records of one split; the same arguments give the same records on every machine."""
@@ -138,7 +131,17 @@ def records(
         short = f"\\boxed{{{answer}}}"
         trace = "<think>\n" + "\n".join(lines) + "\n</think>\n" + short
         yield Record(
-            name, KINDS[kind], (f"images/{name}.png",), answer, choices, trace, short, kind, steps, digits, cells
+            name,
+            KINDS[kind],
+            answer,
+            (f"images/{name}.png",),
+            choices,
+            trace=trace,
+            short=short,
+            kind=kind,
+            steps=steps,
+            digits=digits,
+            cells=cells,
         )
 
 
@@ -165,7 +168,7 @@ def save(rows: Iterator[Record], file: Path) -> None:
 
 def write(folder: Path, train: int = 2000, val: int = 100, bench: int = 120, seed: int = 0) -> None:
     """Write train.jsonl, val.jsonl, bench_open.jsonl, bench_choice.jsonl and images/ into `folder`."""
-    save(records("train", train, seed), folder / "train.jsonl")
-    save(records("val", val, seed), folder / "val.jsonl")
-    save(records("bench_open", bench, seed, choice_share=0.0), folder / "bench_open.jsonl")
-    save(records("bench_choice", bench, seed, choice_share=1.0), folder / "bench_choice.jsonl")
+    save(questions("train", train, seed), folder / "train.jsonl")
+    save(questions("val", val, seed), folder / "val.jsonl")
+    save(questions("bench_open", bench, seed, choice_share=0.0), folder / "bench_open.jsonl")
+    save(questions("bench_choice", bench, seed, choice_share=1.0), folder / "bench_choice.jsonl")

@@ -14,7 +14,7 @@ from typing import Any
 
 from synergy.data.prompt import query
 from synergy.lab import INSTRUCTION
-from synergy.lab.digits import records
+from synergy.lab.digits import questions
 from synergy.lab.practice import drills
 
 SPECIAL = [
@@ -73,7 +73,7 @@ def tokenizer_files(out: Path, seed: int) -> dict[str, int]:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     texts = ["system\nYou are a helpful assistant.", "user\n", "assistant\n"]
-    for record in records("train", TEXTS, seed):
+    for record in questions("train", TEXTS, seed):
         texts += [query(record.question, record.choices, INSTRUCTION), record.trace]
     for record, _, response in drills(TEXTS // 3, seed):
         texts += [query(record.question, record.choices), response]

@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-from synergy.lab.digits import Record, records
+from synergy.lab import digits
+from synergy.lab.digits import Record
 
 INSTRUCTED = 0.6  # share of the questions that carry the reasoning instruction
 REASONED = 0.35  # share of those that are answered by a trace of at most SHORT_TRACE lines
@@ -20,14 +21,14 @@ LONG_REASONED = 0.15  # the same of longer traces
 
 def reading(count: int, seed: int) -> Iterator[tuple[Record, bool, str]]:
     """Numbers to be read, without the instruction."""
-    for record in records("train", count, seed, choice_share=0.0, kinds=("number",)):
+    for record in digits.questions("train", count, seed, choice_share=0.0, kinds=("number",)):
         yield record, False, record.short
 
 
 def questions(count: int, seed: int) -> Iterator[tuple[Record, bool, str]]:
     """(record, whether instructed, response) over training digits."""
     rng = random.Random(f"questions {seed}")
-    for record in records("train", count, seed, choice_share=0.4):
+    for record in digits.questions("train", count, seed, choice_share=0.4):
         instructed = rng.random() < INSTRUCTED
         share = REASONED if record.steps <= SHORT_TRACE else LONG_REASONED
         reasoned = instructed and rng.random() < share
@@ -40,7 +41,7 @@ def drills(count: int, seed: int) -> Iterator[tuple[Record, bool, str]]:
     for number in range(count):
         question, response = chain(rng)
         name = f"drill-{seed}-{number:05d}"
-        drill = Record(name, question, ("images/blank.png",), "", None, response, response, "drill", 1, (), ())
+        drill = Record(name, question, "", ("images/blank.png",), trace=response, short=response, kind="drill", steps=1)
         yield drill, False, response
 
 
