@@ -220,6 +220,30 @@ def test_a_hung_child_is_killed_and_its_worker_goes_with_it(monkeypatch: pytest.
         pool.close()
 
 
+def test_nothing_is_left_when_the_caller_is_killed() -> None:
+    code = "from reward_fns import checker_pool; import time; checker_pool.warm(); print('warm', flush=True); time.sleep(60)"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    caller = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE)
+    assert caller.stdout is not None and caller.stdout.readline() == b"warm\n"
+    children = psutil.Process(caller.pid).children(recursive=True)
+    assert len(children) == 2 * checker_pool.CHILDREN, "a parent and its worker each"
+    caller.kill()
+    caller.wait()
+    assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+def test_a_fork_gets_children_of_its_own() -> None:
+    assert equivalent(r"\sqrt{12}", r"2\sqrt{3}")[0]
+    read, write = os.pipe()
+    if (pid := os.fork()) == 0:
+        os.write(write, b"1" if equivalent(r"\sqrt{20}", r"2\sqrt{5}")[0] else b"0")
+        checker_pool.close()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert os.read(read, 1) == b"1"
+    assert equivalent(r"\sqrt{28}", r"2\sqrt{7}")[0], "the parent's still answer"
+
+
 def test_memory_of_a_worker_is_limited() -> None:
     pool = checker_pool.CheckerPool(children=1)
     try:
