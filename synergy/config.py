@@ -80,6 +80,8 @@ class Sample:
     sampling: Sampling = field(default_factory=Sampling)
     engine: dict[str, Any] = field(default_factory=dict)
     """Arguments of ``vllm.LLM``."""
+    replicas: int | None = None
+    """Engines side by side; null: one per tensor_parallel_size GPUs."""
     env: dict[str, str] = field(default_factory=dict)
 
 

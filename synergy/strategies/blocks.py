@@ -91,6 +91,7 @@ def sample(cfg: Config, name: str, model: str, data: str, order: str, note: str)
         "sampling": asdict(cfg.sample.sampling),
         "instruction": cfg.data.instruction,
         "engine": dict(cfg.sample.engine),
+        "replicas": cfg.sample.replicas,
         "env": dict(cfg.sample.env),
     }
     return Stage(name, "sample", settings, {"model": model, "data": data, "order": order}, note)

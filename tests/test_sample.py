@@ -1,0 +1,102 @@
+"""The sampling program: resuming without repeating, engines that share the questions, GPUs shared out."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synergy.data import records
+from synergy.data.records import Record
+from synergy.workers import sample
+
+
+def write(folder: Path, name: str, *ids: str, torn: str = "") -> None:
+    folder.mkdir(exist_ok=True)
+    text = "".join(json.dumps({"id": i, "index": k}) + "\n" for k, i in enumerate(ids))
+    (folder / f"{name}.jsonl").write_text(text + torn)
+
+
+def test_what_a_kill_tore_is_taken_out(tmp_path: Path) -> None:
+    folder = tmp_path / "responses"
+    write(folder, "0", "a", "a", "b", torn='{"id": "b", "ind')
+    write(folder, "1", "c", "c", "d")
+    assert sample.done(folder, 2) == {"a", "c"}
+    assert [row["id"] for row in sample.rows(folder)] == ["a", "a", "c", "c"]
+    assert sample.done(folder, 2) == {"a", "c"}, "twice is once"
+
+
+@pytest.mark.parametrize(
+    ("visible", "wide", "replicas", "wanted"),
+    [
+        ("0,1,2,3", 1, None, ["0", "1", "2", "3"]),
+        ("0,1,2,3", 2, None, ["0,1", "2,3"]),
+        ("4,7", 1, 1, ["4"]),
+        ("", 1, None, [None]),
+        ("", 1, 2, [None, None]),
+    ],
+)
+def test_gpus_are_shared_out(
+    visible: str, wide: int, replicas: int | None, wanted: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = sample.engines({"engine": {"tensor_parallel_size": wide}, "replicas": replicas})
+    assert [env.get("CUDA_VISIBLE_DEVICES") for env in found] == wanted
+
+
+@pytest.fixture
+def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """vllm and transformers by name only: prompts that the engine was asked."""
+    asked: list[str] = []
+
+    class LLM:
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def generate(self, inputs: list[dict[str, Any]], params: list[Any], use_tqdm: bool) -> list[Any]:
+            asked.extend(prompt["prompt"] for prompt in inputs)
+            made = types.SimpleNamespace(text="\\boxed{3}", token_ids=[1, 2], finish_reason="stop")
+            return [types.SimpleNamespace(outputs=[made] * one.n) for one in params]
+
+    processor = types.SimpleNamespace(apply_chat_template=lambda messages, **_: messages[0]["content"][0]["text"])
+    vllm = types.SimpleNamespace(LLM=LLM, SamplingParams=lambda **given: types.SimpleNamespace(**given))
+    transformers = types.SimpleNamespace(AutoProcessor=types.SimpleNamespace(from_pretrained=lambda _: processor))
+    monkeypatch.setitem(sys.modules, "vllm", vllm)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "transformers", transformers)  # type: ignore[arg-type]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    return asked
+
+
+def test_a_resumed_run_asks_only_what_is_left(tmp_path: Path, fake_vllm: list[str]) -> None:
+    """The real engine does the same in tests/test_end_to_end.py."""
+    records.write(tmp_path / "records.jsonl", [Record(name, f"Question {name}", "3") for name in "abcd"])
+    folder = tmp_path / "responses"
+    write(folder, "0", "a", "a", "c", torn="{")
+    spec = {
+        "model": "m", "records": str(tmp_path / "records.jsonl"), "ids": ["a", "b", "c"], "n": 2, "seed": 0,
+        "sampling": {"temperature": 1.0, "seed": 0}, "instruction": None, "engine": {}, "replicas": None,
+        "responses": str(folder),
+    }  # fmt: skip
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    for _ in range(2):
+        assert sample.main(["sample", str(tmp_path / "spec.json")]) == 0
+        assert fake_vllm == ["Question b", "Question c"]
+    found = list(sample.rows(folder))
+    assert sorted(row["id"] for row in found) == ["a", "a", "b", "b", "c", "c"]
+    assert all(row["acc"] == 1.0 and row["tokens"] == 2 and row["finish_reason"] == "stop" for row in found[2:])
+
+
+def test_engines_share_all_questions_and_repeat_none(tmp_path: Path, fake_vllm: list[str]) -> None:
+    records.write(tmp_path / "records.jsonl", [Record(name, f"Question {name}", "3") for name in "abcdefg"])
+    spec = {
+        "model": "m", "records": str(tmp_path / "records.jsonl"), "ids": None, "finished": ["b"], "n": 1, "seed": 0,
+        "sampling": {"seed": 0}, "instruction": None, "engine": {}, "responses": str(tmp_path),
+    }  # fmt: skip
+    for index in range(3):
+        sample.run(spec, index, 3)
+    assert sorted(fake_vllm) == [f"Question {name}" for name in "acdefg"]
+    assert len(list(tmp_path.glob("[012].jsonl"))) == 3
