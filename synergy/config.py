@@ -65,6 +65,17 @@ class Rl:
 
 
 @dataclass
+class Merge:
+    """How mergekit runs; method, parameters and ratios are the recipe's."""
+
+    dtype: str = "float32"
+    """In which mergekit computes; what is written has the base model's own. Unstated in the paper."""
+    options: list[str] = field(default_factory=list)
+    """More options of ``mergekit-yaml`` that do not change the result, such as ``--cuda``."""
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
 class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
@@ -123,6 +134,7 @@ class Frameworks:
 
     llamafactory: str | None = None
     verl: str | None = None
+    mergekit: str | None = None
     vllm: str | None = None
     vlmevalkit: str | None = None
 
@@ -148,6 +160,7 @@ class Config:
     budget: Budget = field(default_factory=Budget)
     sft: Sft = field(default_factory=Sft)
     rl: Rl = field(default_factory=Rl)
+    merge: Merge = field(default_factory=Merge)
     sample: Sample = field(default_factory=Sample)
     evaluate: Evaluate = field(default_factory=Evaluate)
     frameworks: Frameworks = field(default_factory=Frameworks)

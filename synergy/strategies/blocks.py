@@ -131,6 +131,21 @@ def rl(cfg: Config, name: str, model: str, data: str, note: str, max_response_le
     return Stage(name, "rl", settings, {"base": BASE, "model": model, "data": data}, note)
 
 
+def merge(cfg: Config, name: str, sft: str, rl: str, ratio: float, method: str, parameters: dict[str, Any]) -> Stage:
+    """mergekit on an SFT and an RL model. ratio: share of the SFT model, 0 to 1; parameters: mergekit's own."""
+    settings = {
+        "method": method,
+        "parameters": parameters,
+        "ratio": ratio,
+        "dtype": cfg.merge.dtype,
+        "seed": cfg.seed,
+        "options": list(cfg.merge.options),
+        "env": dict(cfg.merge.env),
+    }
+    note = f"{method}, {ratio:.0%} SFT and {1 - ratio:.0%} RL"
+    return Stage(name, "merge", settings, {"base": BASE, "sft": sft, "rl": rl}, note)
+
+
 def evaluate(cfg: Config, model: str, instructed: bool = True) -> Stage:
     """Accuracy and response length per level. The base model gets no instruction, as in the paper."""
     ev = cfg.evaluate
