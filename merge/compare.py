@@ -37,6 +37,10 @@ PATTERNS = (
 """Published tensor names of Qwen2.5-VL -> part of the model; the group is the layer."""
 
 
+def _dot(x: np.ndarray, y: np.ndarray) -> float:
+    return float(np.einsum("i,i", x, y))  # not BLAS, whose threads wait for each other where cores are busy
+
+
 @dataclass
 class Sums:
     """What is added up over a module's elements. s, r: delta of SFT and of RL against the base."""
@@ -55,8 +59,8 @@ class Sums:
         s, r = sft - base, rl - base
         moved = (s != 0) & (r != 0)
         self.n += base.size
-        self.base += float(base @ base)
-        self.ss, self.rr, self.sr = self.ss + float(s @ s), self.rr + float(r @ r), self.sr + float(s @ r)
+        self.base += _dot(base, base)
+        self.ss, self.rr, self.sr = self.ss + _dot(s, s), self.rr + _dot(r, r), self.sr + _dot(s, r)
         self.changed_sft += int(np.count_nonzero(s))
         self.changed_rl += int(np.count_nonzero(r))
         self.both += int(np.count_nonzero(moved))

@@ -9,7 +9,7 @@ import numpy as np
 from synergy.driver import checkpoint
 from synergy.driver.checkpoint import FLOATS, Tensor
 
-PIECE = 1 << 20
+PIECE = 1 << 15
 """Elements at a time."""
 ROUNDOFF = {"F64": 2.0**-53, "F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}
 """Largest relative error of rounding to the nearest number of a dtype: 2 to minus its bits of precision."""

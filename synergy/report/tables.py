@@ -125,6 +125,10 @@ def _training(step: Step) -> list[str]:
         told.append(f"{form.count(seen['responses'])} responses, {form.share(seen['accuracy'])} right")
     if step.stage.kind in ("sft", "rl") and "steps" in seen:
         told.append(f"{form.count(seen['steps'])} steps")
+    if step.stage.kind == "merge" and "verified" in seen:
+        told.append(
+            f"{form.count(seen['verified'])} tensors verified, {form.count(seen['changed_tensors'])} unlike RL's"
+        )
     for name in ("loss", "reward"):
         if f"{name}_first" in seen:
             told.append(f"{name} {form.figure(seen[f'{name}_first'])} → {form.figure(seen[f'{name}_last'])}")

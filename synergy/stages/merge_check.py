@@ -60,12 +60,15 @@ def _exact(made: Tensor, inputs: Mapping[str, Tensor], settings: Mapping[str, An
     """
     factors, worst = coefficients(settings), 0.0
     inner, outer = ROUNDOFF[DTYPES[settings["dtype"]]], ROUNDOFF[made.dtype]
-    for out, *values in side_by_side([made, *inputs.values()]):
-        wanted = sum(factors[role] * value for role, value in zip(inputs, values, strict=True))
-        largest = np.max(np.abs(values), axis=0) * max(1.0, sum(abs(f) for f in factors.values()))
-        allowed = (
-            OPERATIONS * inner * largest + outer * (1 + OPERATIONS * inner) * np.abs(wanted) + SMALLEST[made.dtype]
-        )
+    size = max(1.0, sum(abs(factor) for factor in factors.values()))
+    used = {role: tensor for role, tensor in inputs.items() if factors[role] or settings["method"] != "linear"}
+    for out, *values in side_by_side([made, *used.values()]):
+        wanted, largest = np.zeros_like(out), np.zeros_like(out)
+        for role, value in zip(used, values, strict=True):
+            wanted += factors[role] * value
+            np.maximum(largest, np.abs(value), out=largest)
+        allowed = OPERATIONS * inner * size * largest + SMALLEST[made.dtype]
+        allowed += outer * (1 + OPERATIONS * inner) * np.abs(wanted)
         error = np.abs(out - wanted)
         wrong = ~(error <= allowed)  # NaN is wrong too
         if wrong.any():
