@@ -33,6 +33,7 @@ IDENTITY = frozenset(
         "prefix",
         "unit",
         "prefix_rollouts",
+        "sft_on",
     ]
 )
 RUNTIME: frozenset[str] = frozenset()
@@ -57,6 +58,8 @@ def command(job: Job) -> Command:
         "base": str(job.inputs["base"]),
         "data": str(job.inputs.get("data", "")),
         "inputs_source": str(job.inputs.get("source", "")),
+        "carry": str(job.inputs["carry"] / "left.json") if "carry" in job.inputs else "",
+        "responses": str(job.inputs["responses"] / "responses.jsonl") if "responses" in job.inputs else "",
         "passes": [str(job.inputs[role] / "passes.jsonl") for role in passes],
         "out": str(job.work / "out"),
     }

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from synergy.config import Config
+from synergy.errors import UserError
 from synergy.stages import Stage
 
 BASE = "base"
@@ -58,12 +59,15 @@ def round_data(
     prefix: float = 0.0,
     unit: str = "tokens",
     prefix_rollouts: int | None = None,
+    sft_on: str = "zero_pass",
+    carry: str | None = None,
     note: str = "the order in which RL sees the questions",
 ) -> Stage:
     """Round ``index`` of ``rounds``: its slice of RL's question order, and the SFT rows for zero-pass questions.
 
     passes: stages whose pass counts say which questions are zero-pass, oldest first. prefix: share of the external trace
-    that those questions get in this round; 1: the whole trace as SFT only, 0: nothing.
+    that those questions get in this round; 1: the whole trace as SFT only, 0: nothing. sft_on: zero_pass, or all: every
+    question gets its whole trace. carry: the round before, whose questions that filled no batch come first.
     """
     settings = {
         "part": "round",
@@ -78,9 +82,19 @@ def round_data(
         "prefix": prefix,
         "unit": unit,
         "prefix_rollouts": prefix_rollouts,
+        "sft_on": sft_on,
     }
     inputs = {"base": BASE, "data": data, **{f"passes_{i}": stage for i, stage in enumerate(passes)}}
+    inputs |= {"carry": carry} if carry else {}
     return Stage(name, "prepare", settings, inputs, note)
+
+
+def check_rounds(cfg: Config, rounds: int) -> None:
+    """Raises UserError for more rounds than plain RL has steps, where that is known before the data are."""
+    if cfg.budget.rl_steps is not None and rounds > cfg.budget.rl_steps:
+        raise UserError(
+            f"recipe.rounds={rounds} does not go into budget.rl_steps={cfg.budget.rl_steps}: each round needs a step of RL"
+        )
 
 
 def sample(cfg: Config, name: str, model: str, data: str, order: str, note: str) -> Stage:
@@ -94,6 +108,16 @@ def sample(cfg: Config, name: str, model: str, data: str, order: str, note: str)
         "env": dict(cfg.sample.env),
     }
     return Stage(name, "sample", settings, {"model": model, "data": data, "order": order}, note)
+
+
+def mixture(cfg: Config, name: str, data: str, responses: str, note: str) -> Stage:
+    """SFT rows from the right responses of a sample stage, and the traces of zero-pass questions."""
+    settings = {
+        "part": "mixture",
+        "instruction": cfg.data.instruction,
+        "cutoff_len": cfg.sft.config.get("cutoff_len"),
+    }
+    return Stage(name, "prepare", settings, {"base": BASE, "data": data, "responses": responses}, note)
 
 
 def sft(
