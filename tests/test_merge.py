@@ -93,11 +93,13 @@ def job(folder: Path, inputs: Mapping[str, Path], given: Mapping[str, Any]) -> J
 def merged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
     """Every method by real mergekit in one process (imports cost the most): name -> job, its merge done.
 
-    The parents of ties are bfloat16 with a head of their own.
+    The parents of ties are bfloat16 with a head of their own; the product of task_arithmetic is in several files.
     """
     root = tmp_path_factory.mktemp("merged")
     plain, untied = family(root / "plain"), family(root / "untied", "BF16", tied=False)
     jobs = {m: job(root / m, untied if m == "ties" else plain, settings(m)) for m in METHODS}
+    sharded = {**settings("task_arithmetic"), "options": ["--out-shard-size=300K"]}
+    jobs["task_arithmetic"] = job(root / "sharded", plain, sharded)
     commands = [stages.kind("merge").command(made) for made in jobs.values()]
     lines = ["\t".join(command.argv[1:]) for command in commands if command is not None]
     python, env = environments.locate("mergekit"), {**os.environ, **(commands[0].env if commands[0] else {})}
@@ -117,6 +119,9 @@ def test_real_mergekit_merges_every_tensor_of_the_vision_language_model(merged: 
     count = len(checkpoint.read(made.inputs["base"]))
     assert figures["verified"] == count and figures["changed_tensors"] == count - 1, "all but the frozen one"
     assert {t.dtype for t in checkpoint.read(out).values()} == {"BF16" if method == "ties" else "F32"}
+    assert (len(checkpoint.files(out)) > 9) == (method == "task_arithmetic")
+    stored = [name for file in checkpoint.files(out) for name in checkpoint.header(file)[0] if name != "__metadata__"]
+    assert sorted(stored) == sorted(checkpoint.read(out)), "no tensor is there twice"
     told = json.loads((out / "parents.json").read_text())["modules"]
     assert {"projector", "vision block 1", "attention 3", "all"} <= {row["module"] for row in told}
     assert ("head" in {row["module"] for row in told}) == (method == "ties")

@@ -40,7 +40,14 @@ def build(folder: Path, data: Path, **spec: Any) -> tuple[int, Path]:
     folder.mkdir()
     whole = {"part": "round", "index": 0, "rounds": 1, "epochs": 1, "steps": None, "batch": 2, "max_prompt_length": 200}
     whole |= {"instruction": "Think.", "seed": 0, "prefix": 1.0, "unit": "tokens", "prefix_rollouts": None}
-    whole |= {"sft_on": "zero_pass", "carry": "", "passes": [], "base": str(lab.BASE), "data": str(data)}
+    whole |= {
+        "sft_on": "zero_pass",
+        "drop_easiest": False,
+        "carry": "",
+        "passes": [],
+        "base": str(lab.BASE),
+        "data": str(data),
+    }
     (folder / "spec.json").write_text(json.dumps({**whole, **spec, "out": str(folder / "out")}))
     return prepare.main(["", str(folder / "spec.json")]), folder / "out"
 
@@ -72,6 +79,12 @@ def test_without_counts_all_questions_go_to_rl(tmp_path: Path, data: Path) -> No
     _, out = build(tmp_path / "one", data)
     sft, rl, left = read(out)
     assert sft == [] and left == [] and sorted(rl) == [f"q{i}" for i in range(COUNT)]
+
+
+def test_the_easiest_questions_can_be_left_out(tmp_path: Path, data: Path) -> None:
+    passes = [str(counts(tmp_path / "p.jsonl", {"q0": 8, "q1": 8, "q2": 7, "q3": 0}))]
+    _, out = build(tmp_path / "one", data, passes=passes, prefix=0.0, drop_easiest=True)
+    assert sorted(read(out)[1]) == [f"q{i}" for i in range(2, COUNT)]
 
 
 def test_the_ablation_gives_sft_all_questions_and_rl_the_same_as_before(tmp_path: Path, data: Path) -> None:

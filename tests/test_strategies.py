@@ -19,7 +19,8 @@ from synergy.errors import UserError
 from synergy.stages import KINDS, Stage
 from synergy.strategies.progressive import SCHEDULES, prefix_share
 
-RECIPES = sorted(file.stem for file in (paths.ROOT / "recipes" / "recipe").glob("*.yaml"))
+FOLDER = paths.ROOT / "recipes" / "recipe"
+RECIPES = sorted(str(file.relative_to(FOLDER).with_suffix("")) for file in FOLDER.rglob("*.yaml"))
 
 
 def config(recipe: str, *overrides: str) -> Config:
@@ -117,6 +118,21 @@ def test_model_merging_sweeps_between_two_shared_parents() -> None:
     assert list(stages)[-1] == "eval-merge-0.25", "the reported ratio is the recipe's result"
     two = plan("model_merging", "recipe.ratios=[0.5]", "recipe.reported=0.5")
     assert "eval-sft" not in two and "eval-merge-0.5" in two
+
+
+def test_ablations_change_what_they_name_and_nothing_else() -> None:
+    actor = plan("ablation/rl_kl_0")["rl"].settings["verl"]["actor_rollout_ref"]["actor"]
+    usual = plan("rl")["rl"].settings["verl"]["actor_rollout_ref"]["actor"]
+    assert actor == {**usual, "kl_loss_coef": 0.0}
+    for name, mode in (("token_mean", "token-mean"), ("sequence_mean", "seq-mean-token-mean")):
+        actor = plan(f"ablation/rl_{name}")["rl"].settings["verl"]["actor_rollout_ref"]["actor"]
+        assert actor == {**usual, "loss_agg_mode": mode}
+    for size in (4, 8, 16):
+        assert plan(f"ablation/two_stage_{size}k")["two_stage"].settings["max_response_length"] == size * 1024
+    assert plan("ablation/two_stage_1_epoch")["sft"].settings["config"]["num_train_epochs"] == 1
+    assert plan("ablation/interleaved_sft_on_all")["mix-1"].settings["sft_on"] == "all"
+    easy = plan("ablation/rl_without_easiest")
+    assert easy["order"].inputs["passes_0"] == "passes" and easy["passes"].inputs["model"] == "base"
 
 
 @pytest.mark.parametrize(

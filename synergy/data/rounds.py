@@ -55,6 +55,10 @@ def latest_passes(files: Sequence[Path]) -> dict[str, int]:
     return found
 
 
+def _always_right(files: Sequence[Path]) -> set[str]:
+    return {row["id"] for file in files for _, row in records.lines(file) if row["passes"] == row["n"]}
+
+
 def share_out(
     slots: Sequence[str], carried: Sequence[str], zero: Set[str], batch: int
 ) -> tuple[list[str], list[str], list[str]]:
@@ -74,6 +78,9 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
     traces (prefix 1) or prefixes of zero-pass questions; with ``sft_on: all`` whole traces of all the round's questions."""
     data = Path(spec["data"]) / "records"
     questions = records.read(data / "train.jsonl")
+    if spec["drop_easiest"]:
+        easy = _always_right([Path(p) for p in spec["passes"]])
+        questions = [record for record in questions if record.id not in easy]
     by_id = {record.id: record for record in questions}
     total = spec["steps"] * spec["batch"] if spec["steps"] else len(questions) * spec["epochs"]
     whole = order(len(questions), total, spec["seed"])

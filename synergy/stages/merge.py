@@ -2,6 +2,8 @@
 
 mergekit knows Qwen2.5-VL by its published tensor names alone (its architectures/qwen2_5_vl.json, 0.1.5: text, projector and
 vision tower, lm_head optional and tied to the embedding), so models go in under these names, and what comes out is verified.
+That file gives the projector two layers, so its tensors are merged twice, and where a new output file begins in between, they
+are written twice: the index has the last word (``checkpoint.read``).
 """
 
 from __future__ import annotations

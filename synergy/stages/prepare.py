@@ -34,6 +34,7 @@ IDENTITY = frozenset(
         "unit",
         "prefix_rollouts",
         "sft_on",
+        "drop_easiest",
     ]
 )
 RUNTIME: frozenset[str] = frozenset()

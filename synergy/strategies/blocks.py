@@ -61,6 +61,7 @@ def round_data(
     prefix_rollouts: int | None = None,
     sft_on: str = "zero_pass",
     carry: str | None = None,
+    drop_easiest: bool = False,
     note: str = "the order in which RL sees the questions",
 ) -> Stage:
     """Round ``index`` of ``rounds``: its slice of RL's question order, and the SFT rows for zero-pass questions.
@@ -68,6 +69,7 @@ def round_data(
     passes: stages whose pass counts say which questions are zero-pass, oldest first. prefix: share of the external trace
     that those questions get in this round; 1: the whole trace as SFT only, 0: nothing. sft_on: zero_pass, or all: every
     question gets its whole trace. carry: the round before, whose questions that filled no batch come first.
+    drop_easiest: leave out questions whose every response was right.
     """
     settings = {
         "part": "round",
@@ -83,6 +85,7 @@ def round_data(
         "unit": unit,
         "prefix_rollouts": prefix_rollouts,
         "sft_on": sft_on,
+        "drop_easiest": drop_easiest,
     }
     inputs = {"base": BASE, "data": data, **{f"passes_{i}": stage for i, stage in enumerate(passes)}}
     inputs |= {"carry": carry} if carry else {}
