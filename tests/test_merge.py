@@ -32,6 +32,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "dare_ties": {"density": 0.5},
     "dare_linear": {"density": 0.5},
 }
+STORED = {"slerp": ("BF16", True), "ties": ("BF16", False), "dare_ties": ("F16", True)}
+"""Method -> dtype of its parents, and whether their head is tied; else float32 and tied."""
 SKIPPED = [(method, left) for method in METHODS for left in ("base", "missing", "nan")]
 SKIPPED += [(method, left) for method in ("linear", "task_arithmetic", "slerp") for left in ("sft", "rl")]
 """With signs and dropping, a parent's own value can be right."""
@@ -93,11 +95,13 @@ def job(folder: Path, inputs: Mapping[str, Path], given: Mapping[str, Any]) -> J
 def merged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
     """Every method by real mergekit in one process (imports cost the most): name -> job, its merge done.
 
-    The parents of ties are bfloat16 with a head of their own; the product of task_arithmetic is in several files.
+    The product of task_arithmetic is in several files.
     """
     root = tmp_path_factory.mktemp("merged")
-    plain, untied = family(root / "plain"), family(root / "untied", "BF16", tied=False)
-    jobs = {m: job(root / m, untied if m == "ties" else plain, settings(m)) for m in METHODS}
+    kinds = {("F32", True), *STORED.values()}
+    families = {kind: family(root / f"{kind[0]}-{kind[1]}", *kind) for kind in kinds}
+    plain = families["F32", True]
+    jobs = {m: job(root / m, families[STORED[m]] if m in STORED else plain, settings(m)) for m in METHODS}
     sharded = {**settings("task_arithmetic"), "options": ["--out-shard-size=300K"]}
     jobs["task_arithmetic"] = job(root / "sharded", plain, sharded)
     commands = [stages.kind("merge").command(made) for made in jobs.values()]
@@ -118,7 +122,7 @@ def test_real_mergekit_merges_every_tensor_of_the_vision_language_model(merged: 
     figures = merge.collect(made, out)
     count = len(checkpoint.read(made.inputs["base"]))
     assert figures["verified"] == count and figures["changed_tensors"] == count - 1, "all but the frozen one"
-    assert {t.dtype for t in checkpoint.read(out).values()} == {"BF16" if method == "ties" else "F32"}
+    assert {t.dtype for t in checkpoint.read(out).values()} == {STORED.get(method, ("F32",))[0]}
     assert (len(checkpoint.files(out)) > 9) == (method == "task_arithmetic")
     stored = [name for file in checkpoint.files(out) for name in checkpoint.header(file)[0] if name != "__metadata__"]
     assert sorted(stored) == sorted(checkpoint.read(out)), "no tensor is there twice"
@@ -158,7 +162,7 @@ def test_a_tensor_that_a_merger_skips_is_caught(merged: dict[str, Job], tmp_path
         tensors[name][0] = np.nan
     else:
         tensors[name] = values(made.inputs[left])[name]
-    write(product, tensors, "BF16" if method == "ties" else "F32", tied=method != "ties")
+    write(product, tensors, *STORED.get(method, ("F32", True)))
     models = merge.models(made.inputs)
     with pytest.raises(StageFailed, match=name if left != "nan" else "NaN|visual.merger.ln_q"):
         merge_check.verify(checkpoint.read(product), models, made.settings)

@@ -145,6 +145,7 @@ def test_ablations_change_what_they_name_and_nothing_else() -> None:
         ("interleaved", ["recipe.rounds=0"], "a round or more"),
         ("interleaved", ["recipe.sft_on=some"], "zero_pass, all"),
         ("interleaved", ["recipe.rounds=1", "recipe.sample_first=false"], "recipe=rl"),
+        ("interleaved", ["recipe.sft_epochs=0"], "epoch"),
         ("interleaved", ["recipe.rounds=19"], r"budget\.rl_steps=18"),
         ("progressive", ["recipe.rounds=19"], r"budget\.rl_steps=18"),
         ("data_mixing", ["recipe.epochs=0"], "epoch"),

@@ -41,7 +41,7 @@ RUNTIME: frozenset[str] = frozenset()
 FRAMEWORKS: tuple[str, ...] = ()
 PACKAGES: tuple[str, ...] = ()
 NATIVE = "python -m synergy.data.prepare spec.json"
-VERSION = 1
+VERSION = 2
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Knobs:
     rounds: int = 3
     sft_on: str = "zero_pass"
     sft_weight: float = 1.0
+    sft_epochs: float = 1.0
     sample_first: bool = False
 
 
@@ -35,6 +36,8 @@ def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
         raise UserError(f"recipe.sft_on={knobs.sft_on!r} is one of {', '.join(SFT_ON)}")
     if knobs.rounds == 1 and not knobs.sample_first and knobs.sft_on == "zero_pass":
         raise UserError("recipe.rounds=1 without recipe.sample_first=true is recipe=rl: no pass count is known in time")
+    if knobs.sft_epochs <= 0:
+        raise UserError(f"recipe.sft_epochs={knobs.sft_epochs}: SFT needs more than no epoch")
     blocks.check_rounds(cfg, knobs.rounds)
     planned = [*base.stages(cfg, base.Knobs()), blocks.train_data(cfg)]
     model, passes = blocks.BASE, list[str]()
@@ -59,7 +62,11 @@ def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
         planned.append(mix)
         if passes or knobs.sft_on == "all":
             note = "whole traces of " + ("all questions" if knobs.sft_on == "all" else "zero-pass questions")
-            planned.append(blocks.sft(cfg, f"sft-{number}", model, mix.name, note, knobs.sft_weight))
+            planned.append(
+                blocks.sft(
+                    cfg, f"sft-{number}", model, mix.name, note, knobs.sft_weight, num_train_epochs=knobs.sft_epochs
+                )
+            )
             model = f"sft-{number}"
         note = "GRPO on the rest" if passes else "GRPO on all questions: no pass count is known yet"
         planned.append(blocks.rl(cfg, f"rl-{number}", model, mix.name, note, cfg.lengths.rl))
