@@ -50,6 +50,9 @@ class Data:
 class Sft:
     config: dict[str, Any] = field(default_factory=dict)
     """LLaMA-Factory's own keys."""
+    choose: str = "last"
+    """last: the final weights; best: of a checkpoint per epoch, the one with the lowest loss on the validation split (never on
+    a benchmark). The paper reports the best epoch and leaves unstated how it was found. Rounds always hand on their last."""
     env: dict[str, str] = field(default_factory=dict)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +24,9 @@ def of_step(step: Step, model: int) -> int:
     if step.action == "reuse":
         return 0
     if step.stage.kind in ("sft", "rl"):
-        return model * (1 + KEPT_CHECKPOINTS * OPTIMIZER_FACTOR)
+        every = step.stage.settings.get("choose") == "best"  # a checkpoint per epoch
+        kept = math.ceil(step.stage.settings["config"]["num_train_epochs"]) if every else KEPT_CHECKPOINTS
+        return model * (1 + kept * OPTIMIZER_FACTOR)
     return 2 * model if step.stage.kind == "merge" else DATA_BYTES
 
 

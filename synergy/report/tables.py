@@ -131,6 +131,8 @@ def _training(step: Step) -> list[str]:
         told.append(f"{form.count(seen['responses'])} responses, {form.share(seen['accuracy'])} right")
     if step.stage.kind in ("sft", "rl") and "steps" in seen:
         told.append(f"{form.count(seen['steps'])} steps")
+    if "chosen_step" in seen:
+        told.append(f"checkpoint of step {form.count(seen['chosen_step'])} chosen by the validation loss")
     if step.stage.kind == "merge" and "verified" in seen:
         told.append(
             f"{form.count(seen['verified'])} tensors verified, {form.count(seen['changed_tensors'])} unlike RL's"

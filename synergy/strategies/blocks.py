@@ -131,15 +131,18 @@ def sft(
     note: str,
     weight: float = 1.0,
     open_ended: bool = False,
+    choose: str = "last",
     **native: Any,
 ) -> Stage:
-    """LLaMA-Factory on the data's SFT rows. weight: factor on the learning rate; native: keys set by the strategy."""
+    """LLaMA-Factory on the data's SFT rows. weight: factor on the learning rate; native: keys set by the
+    strategy; choose: which checkpoint is handed on."""
     settings = {
         "config": {**dict(cfg.sft.config), **native},
         "template": cfg.model.template,
         "weight": weight,
         "seed": cfg.seed,
         "open_ended": open_ended,
+        "choose": choose,
         "env": dict(cfg.sft.env),
     }
     return Stage(name, "sft", settings, {"base": BASE, "model": model, "data": data, "media": "data"}, note)

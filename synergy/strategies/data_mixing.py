@@ -26,6 +26,8 @@ def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
         *(stage for stage in rl.stages(cfg, rl.Knobs()) if stage.name != "eval-rl"),
         blocks.sample(cfg, "responses", "rl", "data", "data", "the RL model answers every question"),
         blocks.mixture(cfg, "mixture", "data", "responses", note),
-        blocks.sft(cfg, "data_mixing", blocks.BASE, "mixture", note, num_train_epochs=knobs.epochs),
+        blocks.sft(
+            cfg, "data_mixing", blocks.BASE, "mixture", note, choose=cfg.sft.choose, num_train_epochs=knobs.epochs
+        ),
         blocks.evaluate(cfg, "data_mixing"),
     ]
