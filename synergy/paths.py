@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = not (PACKAGE / "_files").is_dir()
 ROOT = PACKAGE.parent if CHECKOUT else PACKAGE / "_files"
-"""The folder that holds recipes/, reward_fns/, eval/ and launch/."""
+"""The folder that holds recipes/, reward_fns/, merge/, eval/ and launch/."""
 ENVS = Path(os.path.abspath(os.environ.get("SYNERGY_ENVS") or ROOT / ".envs"))
 """The environments that launch/setup_envs.py makes."""
 

@@ -24,7 +24,8 @@ INSTRUCTION = "Think."
 
 def planned(kind: str) -> Stage:
     """A stage of this kind as a real recipe has it."""
-    return next(stage for stage in strategies.stages(config("progressive")) if stage.kind == kind)
+    recipe = "model_merging" if kind == "merge" else "progressive"
+    return next(stage for stage in strategies.stages(config(recipe)) if stage.kind == kind)
 
 
 def pythons() -> dict[str, str]:
@@ -55,6 +56,8 @@ def inputs(tmp_path: Path) -> dict[str, Path]:
     return {
         "base": model,
         "model": model,
+        "sft": make_checkpoint(tmp_path / "sft", shift=0.1),
+        "rl": make_checkpoint(tmp_path / "rl", shift=0.01),
         **dict.fromkeys(["data", "order", "media", "benchmarks", "source", "passes_0"], data),
     }
 

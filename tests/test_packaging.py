@@ -38,7 +38,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_every_file_of_the_folders(target: Path) -> None:
     tracked = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=paths.ROOT).splitlines()
     wanted = [file for file in tracked if (paths.ROOT / file).exists()]
-    beside = [file for file in wanted if file.split("/")[0] in ("recipes", "reward_fns", "eval", "launch")]
+    beside = [file for file in wanted if file.split("/")[0] in ("recipes", "reward_fns", "merge", "eval", "launch")]
     inside = [file for file in wanted if file.startswith("synergy/")]
     assert any(file.startswith("recipes/") for file in beside) and any(file.startswith("eval/") for file in beside)
     lacking = [file for file in beside if not (target / "synergy" / "_files" / file).exists()]
@@ -58,7 +58,8 @@ def test_children_of_an_installed_package_import_it(target: Path) -> None:
     """With PYTHONPATH as children get it, which does not hold site-packages."""
     root = target / "synergy" / "_files"
     code = (
-        "import synergy.errors, synergy.data.records, reward_fns; print(synergy.errors.__file__, reward_fns.__file__)"
+        "import synergy.errors, synergy.data.records, merge.compare, reward_fns; "
+        "print(synergy.errors.__file__, reward_fns.__file__)"
     )
     shown = run(sys.executable, "-c", code, cwd=target.parent, PYTHONPATH=str(root))
     assert shown == f"{target / 'synergy' / 'errors.py'} {root / 'reward_fns' / '__init__.py'}"

@@ -189,12 +189,12 @@ def test_settings_go_before_the_variable_and_that_before_the_default(
     assert environments.find("vlmevalkit") == one
     assert environments.find("vlmevalkit", str(two)) == two
     train = fake_environment(
-        tmp_path / "train", llamafactory="0.9.5", verl="0.9.1", vllm="0.26.0", transferqueue="1", qwen_vl_utils="1"
-    )
-    chosen = Frameworks(llamafactory=str(train), verl=str(train), vllm=str(train))
-    assert environments.pythons(chosen) == dict.fromkeys(("llamafactory", "verl", "vllm"), str(train)) | {
-        "vlmevalkit": str(one)
-    }
+        tmp_path / "train", llamafactory="0.9.5", verl="0.9.1", vllm="0.26.0", transferqueue="1", qwen_vl_utils="1",
+        mergekit="0.1.5",
+    )  # fmt: skip
+    ours = ("llamafactory", "verl", "mergekit", "vllm")
+    chosen = Frameworks(**dict.fromkeys(ours, str(train)))
+    assert environments.pythons(chosen) == dict.fromkeys(ours, str(train)) | {"vlmevalkit": str(one)}
 
 
 def test_doctor_says_what_lacks_and_how_to_mend_it(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import pytest
@@ -18,7 +19,8 @@ from synergy.errors import UserError
 from synergy.stages import KINDS, Stage
 from synergy.strategies.progressive import SCHEDULES, prefix_share
 
-RECIPES = sorted(file.stem for file in (paths.ROOT / "recipes" / "recipe").glob("*.yaml"))
+FOLDER = paths.ROOT / "recipes" / "recipe"
+RECIPES = sorted(str(file.relative_to(FOLDER).with_suffix("")) for file in FOLDER.rglob("*.yaml"))
 
 
 def config(recipe: str, *overrides: str) -> Config:
@@ -77,6 +79,83 @@ def test_progressive_goes_from_whole_traces_over_a_prefix_to_none() -> None:
     assert stages["rl-4"].inputs["model"] == "rl-3"
 
 
+def test_interleaved_takes_turns_and_shares_its_first_counts() -> None:
+    stages = plan("interleaved", "recipe.rounds=2")
+    assert list(stages)[-7:] == ["mix-1", "sft-1", "rl-1", "mix-2", "sft-2", "rl-2", "eval-rl-2"]
+    assert stages["mix-2"].inputs["passes_1"] == "rl-1" and stages["mix-2"].inputs["carry"] == "mix-1"
+    assert [stages[name].inputs["model"] for name in ("sft-1", "rl-1", "sft-2", "rl-2")] == [
+        "base",
+        "sft-1",
+        "rl-1",
+        "sft-2",
+    ]
+    shared = plan("progressive")
+    assert stages["passes"] == shared["passes"] and stages["order"] == plan("rl")["order"]
+
+
+def test_interleaved_without_sampling_begins_with_rl_alone() -> None:
+    stages = plan("interleaved", "recipe.sample_first=false")
+    assert "passes" not in stages and "sft-1" not in stages and stages["rl-1"].inputs["model"] == "base"
+    assert stages["mix-2"].inputs["passes_0"] == "rl-1" and stages["sft-2"].inputs["model"] == "rl-1"
+    everything = plan("interleaved", "recipe.sample_first=false", "recipe.sft_on=all", "recipe.rounds=1")
+    assert everything["sft-1"].inputs["model"] == "base" and everything["mix-1"].settings["sft_on"] == "all"
+
+
+def test_data_mixing_trains_the_base_on_what_the_rl_model_gets_right() -> None:
+    stages = plan("data_mixing")
+    assert stages["responses"].inputs == {"model": "rl", "data": "data", "order": "data"}
+    assert stages["data_mixing"].inputs["model"] == "base" and stages["data_mixing"].inputs["data"] == "mixture"
+    assert stages["data_mixing"].settings["config"]["num_train_epochs"] == 2.0
+    assert stages["rl"] == plan("rl")["rl"], "the RL model is made once"
+
+
+def test_model_merging_sweeps_between_two_shared_parents() -> None:
+    stages = plan("model_merging")
+    merges = {name: stage.settings["ratio"] for name, stage in stages.items() if stage.kind == "merge"}
+    assert merges == {"merge-0.25": 0.25, "merge-0.5": 0.5, "merge-0.75": 0.75}
+    assert stages["sft"] == plan("sft")["sft"] and stages["rl"] == plan("rl")["rl"]
+    assert {"eval-sft", "eval-rl"} <= set(stages), "ratios 1 and 0"
+    assert list(stages)[-1] == "eval-merge-0.25", "the reported ratio is the recipe's result"
+    two = plan("model_merging", "recipe.ratios=[0.5]", "recipe.reported=0.5")
+    assert "eval-sft" not in two and "eval-merge-0.5" in two
+
+
+def test_ablations_change_what_they_name_and_nothing_else() -> None:
+    actor = plan("ablation/rl_kl_0")["rl"].settings["verl"]["actor_rollout_ref"]["actor"]
+    usual = plan("rl")["rl"].settings["verl"]["actor_rollout_ref"]["actor"]
+    assert actor == {**usual, "kl_loss_coef": 0.0}
+    for name, mode in (("token_mean", "token-mean"), ("sequence_mean", "seq-mean-token-mean")):
+        actor = plan(f"ablation/rl_{name}")["rl"].settings["verl"]["actor_rollout_ref"]["actor"]
+        assert actor == {**usual, "loss_agg_mode": mode}
+    for size in (4, 8, 16):
+        assert plan(f"ablation/two_stage_{size}k")["two_stage"].settings["max_response_length"] == size * 1024
+    assert plan("ablation/two_stage_1_epoch")["sft"].settings["config"]["num_train_epochs"] == 1
+    assert plan("ablation/interleaved_sft_on_all")["mix-1"].settings["sft_on"] == "all"
+    easy = plan("ablation/rl_without_easiest")
+    assert easy["order"].inputs["passes_0"] == "passes" and easy["passes"].inputs["model"] == "base"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "overrides", "told"),
+    [
+        ("model_merging", ["recipe.ratios=[0.25,1.5]"], "from 0 to 1"),
+        ("model_merging", ["recipe.ratios=[0.5]"], r"recipe\.reported"),
+        ("model_merging", ["recipe.method=average"], "one of: linear"),
+        ("model_merging", ["recipe.method=ties"], "density"),
+        ("interleaved", ["recipe.rounds=0"], "a round or more"),
+        ("interleaved", ["recipe.sft_on=some"], "zero_pass, all"),
+        ("interleaved", ["recipe.rounds=1", "recipe.sample_first=false"], "recipe=rl"),
+        ("interleaved", ["recipe.sft_epochs=0"], "epoch"),
+        ("interleaved", ["recipe.rounds=19"], r"budget\.rl_steps=18"),
+        ("progressive", ["recipe.rounds=19"], r"budget\.rl_steps=18"),
+        ("data_mixing", ["recipe.epochs=0"], "epoch"),
+    ],
+)
+def test_knobs_that_cannot_work_are_refused_before_anything_runs(recipe: str, overrides: list[str], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        plan(recipe, *overrides)
+
+
 @pytest.mark.parametrize("override", ["recipe.rounds=1", "recipe.schedule=sudden", "recipe.prefix_unit=words"])
 def test_impossible_knobs_are_refused(override: str) -> None:
     with pytest.raises(UserError, match=r"recipe\."):
@@ -108,6 +187,45 @@ def test_rounds_cut_the_order_into_whole_batches_without_loss(
         assert all(len(part) % batch == 0 for part in parts)
     seen = [whole.count(i) for i in range(questions)]
     assert max(seen) - min(seen) == 0, "every question is seen as often as any other"
+
+
+@given(st.data(), st.integers(1, 60), st.integers(1, 4), st.integers(1, 6), st.integers(1, 12), st.integers(0, 5))
+def test_every_question_is_seen_as_often_as_in_plain_rl(
+    data: st.DataObject, questions: int, epochs: int, count: int, batch: int, seed: int
+) -> None:
+    """By SFT or by RL, whatever pass counts come in between; but for what does not fill a last batch, as in plain RL."""
+    total = questions * epochs
+    plain = [str(i) for i in rounds.order(questions, total, seed)]
+    carried: list[str] = []
+    by_sft, by_rl = list[str](), list[str]()
+    for index in range(count):
+        slots = plain[rounds.cut(total, index, count, batch)]
+        zero = data.draw(st.sets(st.sampled_from(sorted(set(plain)))), label="zero-pass questions")
+        sft, rl, carried = rounds.share_out(slots, carried, zero, batch)
+        assert set(sft) <= zero and not set(rl) & zero, "SFT takes zero-pass questions, and none of them meets RL"
+        assert len(rl) % batch == 0 and len(carried) < batch
+        by_sft, by_rl = by_sft + sft, by_rl + rl
+    used = plain[: total // batch * batch] if total >= batch else plain
+    assert Counter(by_sft + by_rl + carried) == Counter(used)
+    if not by_sft:
+        assert by_rl == plain[: total // batch * batch], (
+            "without zero-pass questions it is plain RL, question by question"
+        )
+
+
+@given(st.integers(1, 60), st.integers(1, 3), st.integers(1, 6), st.integers(1, 12), st.integers(0, 5))
+def test_rl_keeps_the_order_of_plain_rl(questions: int, epochs: int, count: int, batch: int, seed: int) -> None:
+    """What SFT takes leaves a gap; what stays does not change places."""
+    total = questions * epochs
+    slots = list(enumerate(rounds.order(questions, total, seed)))
+    zero = {f"{at}:{name}" for at, name in slots if name % 3 == 0}
+    carried, seen = list[str](), list[str]()
+    for index in range(count):
+        part = [f"{at}:{name}" for at, name in slots[rounds.cut(total, index, count, batch)]]
+        _, rl, carried = rounds.share_out(part, carried, zero, batch)
+        seen += rl
+    places = [int(name.split(":")[0]) for name in seen]
+    assert places == sorted(places)
 
 
 class _Words:

@@ -1,7 +1,7 @@
 """Program of the ``prepare`` stage: ``python -m synergy.data.prepare SPEC.json`` writes one part of the data below ``out``.
 
-Parts: ``train`` (records, LLaMA-Factory files), ``benchmarks`` (VLMEvalKit TSVs), ``round`` (see rounds.py). Exits with
-code 2 and one line for a mistake in the data.
+Parts: ``train`` (records, LLaMA-Factory files), ``benchmarks`` (VLMEvalKit TSVs), ``round`` (rounds.py), ``mixture``
+(mixture.py). Exits with code 2 and one line for a mistake in the data.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from synergy.data import checks, records, rounds, writers
+from synergy.data import checks, mixture, records, rounds, writers
 from synergy.data.records import Record
 from synergy.driver import handoff
 from synergy.errors import UserError
@@ -25,7 +25,7 @@ LEVELS = "levels.json"
 
 
 def train(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """records/{train,validation}.jsonl with their images, and sft/ with the full long traces."""
+    """records/{train,validation}.jsonl with their images, order.json (training ids), and sft/ with the full long traces."""
     source = _source(spec, out / "lab")
     splits = {"train": spec["train"], "validation": spec["validation"]}
     grid, words = checks.grid(Path(spec["base"])), checks.tokenizer(Path(spec["base"]))
@@ -48,6 +48,8 @@ def train(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
             "tokens_mean": mean(tokens) if tokens else 0,
         }
         print(f"{split}: {len(found)} records, {len(rows[split])} traces, longest {max(tokens, default=0)} tokens")
+        if split == "train":
+            (out / "order.json").write_text(json.dumps([record.id for record in found]) + "\n")
     writers.llamafactory(out / "sft", rows)
     shutil.rmtree(out / "lab", ignore_errors=True)
     return figures
@@ -107,7 +109,7 @@ def _take_images(found: list[Record], source: Path, target: Path) -> None:
             handoff.link(source / name, place)
 
 
-PARTS = {"train": train, "benchmarks": benchmarks, "round": rounds.build}
+PARTS = {"train": train, "benchmarks": benchmarks, "round": rounds.build, "mixture": mixture.build}
 
 
 def main(argv: list[str]) -> int:

@@ -10,7 +10,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -55,31 +55,73 @@ def latest_passes(files: Sequence[Path]) -> dict[str, int]:
     return found
 
 
+def _always_right(files: Sequence[Path]) -> set[str]:
+    return {row["id"] for file in files for _, row in records.lines(file) if row["passes"] == row["n"]}
+
+
+def share_out(
+    slots: Sequence[str], carried: Sequence[str], zero: Set[str], batch: int
+) -> tuple[list[str], list[str], list[str]]:
+    """Ids in a round's slots -> those that SFT takes in RL's place (``zero``), those that RL sees, and those that wait.
+
+    What does not fill a batch of RL waits for the next round (``carried`` there), since verl drops a last batch that is not
+    full. So over all rounds every slot of plain RL is used once, by SFT or by RL, in order; less than one batch is left over.
+    """
+    waiting = [*carried, *slots]
+    sft, rl = [name for name in waiting if name in zero], [name for name in waiting if name not in zero]
+    whole = len(rl) // batch * batch
+    return sft, rl[:whole], rl[whole:]
+
+
 def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Writes rl/train.parquet, order.json (ids in order) and, for zero-pass questions, sft/ with their traces or prefixes."""
+    """Writes rl/train.parquet, order.json (RL's ids in order), left.json (ids that wait for the next round) and sft/: whole
+    traces (prefix 1) or prefixes of zero-pass questions; with ``sft_on: all`` whole traces of all the round's questions."""
     data = Path(spec["data"]) / "records"
     questions = records.read(data / "train.jsonl")
+    if spec["drop_easiest"]:
+        easy = _always_right([Path(p) for p in spec["passes"]])
+        questions = [record for record in questions if record.id not in easy]
+    by_id = {record.id: record for record in questions}
     total = spec["steps"] * spec["batch"] if spec["steps"] else len(questions) * spec["epochs"]
     whole = order(len(questions), total, spec["seed"])
-    chosen = [questions[i] for i in whole[cut(total, spec["index"], spec["rounds"], spec["batch"])]]
+    slots = [questions[i].id for i in whole[cut(total, spec["index"], spec["rounds"], spec["batch"])]]
+    carried = json.loads(Path(spec["carry"]).read_text()) if spec["carry"] else []
     passes, share = latest_passes([Path(p) for p in spec["passes"]]), spec["prefix"]
-    zero = {r.id: r for r in chosen if passes.get(r.id) == 0 and r.trace} if share > 0 else {}
-    words = checks.tokenizer(Path(spec["base"]))
-    starts = {name: prefix(str(r.trace), share, spec["unit"], words) for name, r in zero.items()}
-    turns = [Turn(record, starts.get(record.id, "")) for record in chosen if share < 1 or record.id not in zero]
-    if len(turns) < spec["batch"]:
+    waiting = [*carried, *slots]
+    zero = {name for name in waiting if passes.get(name) == 0} if share > 0 else set()
+    sft, rl, left = share_out(slots, carried, zero if share == 1 else set(), spec["batch"])
+    if 0 < share < 1:
+        sft = [name for name in rl if name in zero]
+    if spec["sft_on"] == "all":
+        sft = slots
+    if not rl:
         raise UserError(
-            f"round {spec['index'] + 1} leaves {len(turns)} questions for RL, less than one batch of {spec['batch']}: "
+            f"round {spec['index'] + 1} leaves {len(left)} questions for RL, less than one batch of {spec['batch']}: "
             "lower rl.verl.data.train_batch_size or recipe.rounds, or give more data"
         )
+    words = checks.tokenizer(Path(spec["base"]))
+    starts = {name: prefix(_trace(by_id[name], spec), share, spec["unit"], words) for name in sft}
+    turns = [Turn(by_id[name], starts.get(name, "") if share < 1 else "") for name in rl]
     visual = json.loads((data / "train_visual_tokens.json").read_text())
     checks.prompts([(t.record, t.prefix) for t in turns], visual, words, spec["instruction"], spec["max_prompt_length"])
     writers.verl(out / "rl" / "train.parquet", turns, data, spec["instruction"], spec["prefix_rollouts"])
-    rows: list[tuple[Record, str, str | None]] = [(r, starts[name], spec["instruction"]) for name, r in zero.items()]
-    writers.llamafactory(out / "sft", {"train": rows})
-    (out / "order.json").write_text(json.dumps([turn.record.id for turn in turns]) + "\n")
-    known = [r.id for r in chosen if r.id in passes]
+    writers.llamafactory(out / "sft", {"train": [(by_id[name], starts[name], spec["instruction"]) for name in sft]})
+    (out / "order.json").write_text(json.dumps(rl) + "\n")
+    (out / "left.json").write_text(json.dumps(left) + "\n")
     print(
-        f"round {spec['index'] + 1}: {len(turns)} RL rows, {len(zero)} zero-pass questions with {share:.0%} of their trace"
+        f"round {spec['index'] + 1}: {len(rl)} RL rows, {len(sft)} SFT rows with {share:.0%} of their trace, "
+        f"{len(left)} questions wait for a full batch"
     )
-    return {"rl_rows": len(turns), "zero_pass": len(zero), "counted": len(set(known)), "prefix": share}
+    counted = len({name for name in slots if name in passes})
+    told = {"rl_rows": len(rl), "sft_rows": len(sft), "zero_pass": len(zero), "counted": counted, "left": len(left)}
+    return {**told, "prefix": share}
+
+
+def _trace(record: Record, spec: Mapping[str, Any]) -> str:
+    if record.trace:
+        return record.trace
+    why = "recipe.sft_on=all" if spec["sft_on"] == "all" else "none of its responses was right"
+    raise UserError(
+        f"record {record.id!r} needs a trace in round {spec['index'] + 1} ({why}), and has none: add 'trace' to its line in "
+        "data.train, or leave the question out"
+    )

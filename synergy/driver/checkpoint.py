@@ -57,21 +57,25 @@ def header(file: Path) -> tuple[dict[str, Any], int]:
 
 def files(folder: Path) -> list[Path]:
     """The weight files of a checkpoint, by its index if it has one."""
+    return [folder / name for name in sorted(set(_weight_map(folder).values()) or {SINGLE})]
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Stored name -> file, by the index; empty without one."""
     index = folder / INDEX
-    if not index.exists():
-        return [folder / SINGLE]
-    names = set(json.loads(index.read_text())["weight_map"].values())
-    return [folder / name for name in sorted(names)]
+    return dict(json.loads(index.read_text())["weight_map"]) if index.exists() else {}
 
 
 def read(folder: Path) -> dict[str, Tensor]:
-    """Published name -> tensor. Raises UserError when a file is missing, torn, or its byte ranges don't fit."""
+    """Published name -> tensor, each from the file that the index names. Raises UserError when a file is missing, torn, or its
+    byte ranges don't fit."""
     found: dict[str, Tensor] = {}
+    owner = _weight_map(folder)
     for file in files(folder):
         entries, offset = header(file)
         size = file.stat().st_size
         for stored, entry in entries.items():
-            if stored == "__metadata__":
+            if stored == "__metadata__" or owner.get(stored, file.name) != file.name:
                 continue
             start, end = (offset + o for o in entry["data_offsets"])
             count = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,8 +24,10 @@ def of_step(step: Step, model: int) -> int:
     if step.action == "reuse":
         return 0
     if step.stage.kind in ("sft", "rl"):
-        return model * (1 + KEPT_CHECKPOINTS * OPTIMIZER_FACTOR)
-    return DATA_BYTES
+        every = step.stage.settings.get("choose") == "best"  # a checkpoint per epoch
+        kept = math.ceil(step.stage.settings["config"]["num_train_epochs"]) if every else KEPT_CHECKPOINTS
+        return model * (1 + kept * OPTIMIZER_FACTOR)
+    return 2 * model if step.stage.kind == "merge" else DATA_BYTES
 
 
 def needed(steps: Sequence[Step]) -> int:
@@ -32,5 +35,5 @@ def needed(steps: Sequence[Step]) -> int:
     base = next((step.inputs["base"] for step in steps if "base" in step.inputs), None)
     model = weights(base) if base is not None and base.is_dir() else 0
     peaks = [of_step(step, model) for step in steps]
-    kept = sum(model for step in steps if step.stage.kind in ("sft", "rl") and step.action != "reuse")
+    kept = sum(model for step in steps if step.stage.kind in ("sft", "rl", "merge") and step.action != "reuse")
     return kept + max(peaks, default=0)

@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from synergy.driver import identity
 from synergy.driver.plan import Plan
 from synergy.errors import UserError
-from synergy.report import bars, examples, form, history, lines, measure, results, tables, words
+from synergy.report import bars, examples, form, history, lines, measure, merging, results, tables, words
 from synergy.report.history import Span
 from synergy.report.measure import Gain, Row
 from synergy.report.results import Model
@@ -92,6 +92,10 @@ def draw(report: Report, out: Path) -> dict[str, str]:
         paths.append(bars.gains(report.gains, out / "gains.png"))
     paths.append(bars.accuracy(report.rows, out / "accuracy.png"))
     paths.append(bars.length(report.rows, out / "length.png"))
+    at_ratio = merging.ratios(report.plan, report.models)
+    paths.append(merging.sweep(report.rows, at_ratio, "accuracy", "accuracy in percent", out / "ratio_accuracy.png"))
+    paths.append(merging.sweep(report.rows, at_ratio, "length_mean", "length in tokens", out / "ratio_length.png"))
+    paths.append(merging.heatmap(merging.parents(report.plan), out / "parents.png"))
     sft, rl = history.curves(report.plan, "sft"), history.curves(report.plan, "rl")
     paths.append(lines.training(sft, rl, out / "training.png"))
     paths.append(lines.timeline(report.spans, out / "timeline.png"))
@@ -164,6 +168,8 @@ def content(report: Report) -> dict[str, Any]:
         "paper": tables.paper_gains(report.models, report.gains),
         "paper_label": words.PAPER_LABEL,
         "levels": {name: tables.levels(report.rows, report.gains, name) for name in benchmarks},
+        "parents": merging.table(merging.parents(report.plan)),
+        "parents_label": words.PARENTS,
         "training": tables.training(report.plan.steps),
         "stages": tables.stages(spans),
         "questions": tables.questions(report.rows),

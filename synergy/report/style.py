@@ -26,7 +26,14 @@ RECIPES = {
     "data_mixing": "#E69F00",
     "model_merging": "#B8A800",
 }
-KINDS = {"sft": "#D55E00", "rl": "#0072B2", "sample": "#56B4E9", "evaluate": "#8c8c8c", "prepare": "#c4c4c4"}
+KINDS = {
+    "sft": "#D55E00",
+    "rl": "#0072B2",
+    "merge": "#B8A800",
+    "sample": "#56B4E9",
+    "evaluate": "#8c8c8c",
+    "prepare": "#c4c4c4",
+}
 LOOK = {
     "font.family": "DejaVu Sans",
     "font.size": 9.0,

@@ -119,12 +119,24 @@ def _training(step: Step) -> list[str]:
         told.append(f"{form.count(seen['rl_rows'])} questions for RL")
         if seen.get("prefix"):
             told.append(
-                f"{form.count(seen['zero_pass'])} zero-pass questions get {form.share(seen['prefix'], 0)} of their trace"
+                f"{form.count(seen['zero_pass'])} zero-pass questions; {form.count(seen.get('sft_rows', seen['zero_pass']))} "
+                f"rows for SFT with {form.share(seen['prefix'], 0)} of their trace"
             )
-    if "responses" in seen:
+    if "kept" in seen:
+        told.append(
+            f"{form.count(seen['kept'])} of {form.count(seen['responses'])} responses are right and kept, and "
+            f"{form.count(seen['zero_pass'])} zero-pass questions get their trace"
+        )
+    if step.stage.kind == "sample" and "responses" in seen:
         told.append(f"{form.count(seen['responses'])} responses, {form.share(seen['accuracy'])} right")
     if step.stage.kind in ("sft", "rl") and "steps" in seen:
         told.append(f"{form.count(seen['steps'])} steps")
+    if "chosen_step" in seen:
+        told.append(f"checkpoint of step {form.count(seen['chosen_step'])} chosen by the validation loss")
+    if step.stage.kind == "merge" and "verified" in seen:
+        told.append(
+            f"{form.count(seen['verified'])} tensors verified, {form.count(seen['changed_tensors'])} unlike RL's"
+        )
     for name in ("loss", "reward"):
         if f"{name}_first" in seen:
             told.append(f"{name} {form.figure(seen[f'{name}_first'])} → {form.figure(seen[f'{name}_last'])}")

@@ -17,6 +17,10 @@ PAPER_LABEL = (
     "of Figure 1, read off the picture; all: Tables 1, 2 and 6). The two are not comparable in size; the paper's are shown "
     "for the shape: which levels gain, and which lose."
 )
+PARENTS = (
+    "What SFT and RL changed in the base model: Euclidean norm of the change, as a share of the base's own; ratio of the two; "
+    "cosine between them; among the values that both changed, those that went opposite ways (half of them: no relation)."
+)
 BARS = "Whiskers: {}. Levels go from 1, easy for the base model, to 5, hard for it."
 
 

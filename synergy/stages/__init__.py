@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-KINDS = ("prepare", "sample", "sft", "rl", "evaluate")
+KINDS = ("prepare", "sample", "sft", "rl", "merge", "evaluate")
 
 
 @dataclass(frozen=True)

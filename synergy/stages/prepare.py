@@ -33,13 +33,15 @@ IDENTITY = frozenset(
         "prefix",
         "unit",
         "prefix_rollouts",
+        "sft_on",
+        "drop_easiest",
     ]
 )
 RUNTIME: frozenset[str] = frozenset()
 FRAMEWORKS: tuple[str, ...] = ()
 PACKAGES: tuple[str, ...] = ()
 NATIVE = "python -m synergy.data.prepare spec.json"
-VERSION = 1
+VERSION = 2
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,6 +59,8 @@ def command(job: Job) -> Command:
         "base": str(job.inputs["base"]),
         "data": str(job.inputs.get("data", "")),
         "inputs_source": str(job.inputs.get("source", "")),
+        "carry": str(job.inputs["carry"] / "left.json") if "carry" in job.inputs else "",
+        "responses": str(job.inputs["responses"] / "responses.jsonl") if "responses" in job.inputs else "",
         "passes": [str(job.inputs[role] / "passes.jsonl") for role in passes],
         "out": str(job.work / "out"),
     }

@@ -16,10 +16,10 @@ import yaml
 
 from synergy import paths
 from synergy.driver import checkpoint, handoff
-from synergy.errors import UserError
+from synergy.errors import StageFailed, UserError
 from synergy.stages import Command, Job, Progress, Stage, llamafactory_check
 
-IDENTITY = frozenset({"config", "template", "weight", "open_ended", "seed"})
+IDENTITY = frozenset({"config", "template", "weight", "open_ended", "seed", "choose"})
 RUNTIME = frozenset({"env"})
 FRAMEWORKS: tuple[str, ...] = ("llamafactory",)
 PACKAGES: tuple[str, ...] = ("llamafactory", "transformers", "torch", "accelerate")
@@ -71,6 +71,7 @@ OURS = frozenset(
     ]
 )
 """Keys that the driver sets."""
+CHOICES = ("last", "best")
 OPEN_ENDED = "_open_ended"
 """Suffix of the templates without end of turn (launch/plugins/llamafactory_open_ended.py)."""
 
@@ -85,6 +86,13 @@ def check(stage: Stage, pythons: Mapping[str, str]) -> None:
     taken = sorted(OURS & set(config))
     if taken:
         raise UserError(f"sft.config.{taken[0]} is set by the driver; take it out of the recipe")
+    if stage.settings["choose"] not in CHOICES:
+        raise UserError(f"sft.choose={stage.settings['choose']!r} is one of {', '.join(CHOICES)}")
+    if config.get("load_best_model_at_end"):
+        raise UserError(
+            "sft.config.load_best_model_at_end keeps the last weights of a Qwen2.5-VL without a word (transformers 5.5 finds "
+            "none of its tensor names in the checkpoint); set sft.choose=best"
+        )
     llamafactory_check.check({**config, "template": stage.settings["template"]})
 
 
@@ -105,9 +113,15 @@ def native(job: Job) -> dict[str, Any]:
         "seed": settings["seed"],
         "data_seed": settings["seed"],
     }
+    if settings["choose"] == "best":
+        config |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": None}
     if config.get("eval_strategy", "no") != "no":
         if (data / "sft" / "validation.json").exists():
             config["eval_dataset"] = "validation"
+        elif settings["choose"] == "best":
+            raise UserError(
+                "sft.choose=best needs a validation split with traces: set data.validation, or sft.choose=last"
+            )
         else:
             config["eval_strategy"] = "no"
     return config
@@ -200,11 +214,26 @@ def progress(job: Job) -> Progress | None:
     return Progress(int(last["current_steps"]), int(last["total_steps"]), "step", f"loss {last['loss']:.3f}")
 
 
+def _product(job: Job) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint to publish: the final one, or that of the epoch with the lowest loss on the validation split, and its
+    figures. Chosen here since the Trainer's own way restores no weight of a Qwen2.5-VL (see ``check``)."""
+    out = job.work / "out"
+    if job.settings["choose"] == "last":
+        return out, {}
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    losses = {int(row["step"]): float(row["eval_loss"]) for row in history if "eval_loss" in row}
+    if not losses:
+        raise StageFailed(f"{out / 'trainer_state.json'} tells no eval_loss; nothing to choose the best checkpoint by")
+    best = min(losses, key=lambda step: (losses[step], step))
+    return out / f"checkpoint-{best}", {"chosen_step": best, "eval_loss": losses[best]}
+
+
 def collect(job: Job, out: Path) -> dict[str, Any]:
     if rows(job) == 0:
         handoff.pass_through(job.inputs["model"], out)
         return {"skipped": "no SFT rows: no question is zero-pass"}
-    figures: dict[str, Any] = dict(handoff.publish(job.work / "out", job.inputs["base"], job.inputs["model"], out))
+    product, chosen = _product(job)
+    figures: dict[str, Any] = {**handoff.publish(product, job.inputs["base"], job.inputs["model"], out), **chosen}
     metrics = [
         {"step": row["current_steps"], **{k: row[k] for k in ("loss", "eval_loss", "lr") if k in row}}
         for row in _log_rows(job)

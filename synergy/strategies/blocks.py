@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from synergy.config import Config
+from synergy.errors import UserError
 from synergy.stages import Stage
 
 BASE = "base"
@@ -58,12 +59,17 @@ def round_data(
     prefix: float = 0.0,
     unit: str = "tokens",
     prefix_rollouts: int | None = None,
+    sft_on: str = "zero_pass",
+    carry: str | None = None,
+    drop_easiest: bool = False,
     note: str = "the order in which RL sees the questions",
 ) -> Stage:
     """Round ``index`` of ``rounds``: its slice of RL's question order, and the SFT rows for zero-pass questions.
 
     passes: stages whose pass counts say which questions are zero-pass, oldest first. prefix: share of the external trace
-    that those questions get in this round; 1: the whole trace as SFT only, 0: nothing.
+    that those questions get in this round; 1: the whole trace as SFT only, 0: nothing. sft_on: zero_pass, or all: every
+    question gets its whole trace. carry: the round before, whose questions that filled no batch come first.
+    drop_easiest: leave out questions whose every response was right.
     """
     settings = {
         "part": "round",
@@ -78,9 +84,20 @@ def round_data(
         "prefix": prefix,
         "unit": unit,
         "prefix_rollouts": prefix_rollouts,
+        "sft_on": sft_on,
+        "drop_easiest": drop_easiest,
     }
     inputs = {"base": BASE, "data": data, **{f"passes_{i}": stage for i, stage in enumerate(passes)}}
+    inputs |= {"carry": carry} if carry else {}
     return Stage(name, "prepare", settings, inputs, note)
+
+
+def check_rounds(cfg: Config, rounds: int) -> None:
+    """Raises UserError for more rounds than plain RL has steps, where that is known before the data are."""
+    if cfg.budget.rl_steps is not None and rounds > cfg.budget.rl_steps:
+        raise UserError(
+            f"recipe.rounds={rounds} does not go into budget.rl_steps={cfg.budget.rl_steps}: each round needs a step of RL"
+        )
 
 
 def sample(cfg: Config, name: str, model: str, data: str, order: str, note: str) -> Stage:
@@ -97,6 +114,16 @@ def sample(cfg: Config, name: str, model: str, data: str, order: str, note: str)
     return Stage(name, "sample", settings, {"model": model, "data": data, "order": order}, note)
 
 
+def mixture(cfg: Config, name: str, data: str, responses: str, note: str) -> Stage:
+    """SFT rows from the right responses of a sample stage, and the traces of zero-pass questions."""
+    settings = {
+        "part": "mixture",
+        "instruction": cfg.data.instruction,
+        "cutoff_len": cfg.sft.config.get("cutoff_len"),
+    }
+    return Stage(name, "prepare", settings, {"base": BASE, "data": data, "responses": responses}, note)
+
+
 def sft(
     cfg: Config,
     name: str,
@@ -105,15 +132,18 @@ def sft(
     note: str,
     weight: float = 1.0,
     open_ended: bool = False,
+    choose: str = "last",
     **native: Any,
 ) -> Stage:
-    """LLaMA-Factory on the data's SFT rows. weight: factor on the learning rate; native: keys set by the strategy."""
+    """LLaMA-Factory on the data's SFT rows. weight: factor on the learning rate; native: keys set by the
+    strategy; choose: which checkpoint is handed on."""
     settings = {
         "config": {**dict(cfg.sft.config), **native},
         "template": cfg.model.template,
         "weight": weight,
         "seed": cfg.seed,
         "open_ended": open_ended,
+        "choose": choose,
         "env": dict(cfg.sft.env),
     }
     return Stage(name, "sft", settings, {"base": BASE, "model": model, "data": data, "media": "data"}, note)
@@ -130,6 +160,21 @@ def rl(cfg: Config, name: str, model: str, data: str, note: str, max_response_le
         "env": dict(cfg.rl.env),
     }
     return Stage(name, "rl", settings, {"base": BASE, "model": model, "data": data}, note)
+
+
+def merge(cfg: Config, name: str, sft: str, rl: str, ratio: float, method: str, parameters: dict[str, Any]) -> Stage:
+    """mergekit on an SFT and an RL model. ratio: share of the SFT model, 0 to 1; parameters: mergekit's own."""
+    settings = {
+        "method": method,
+        "parameters": parameters,
+        "ratio": ratio,
+        "dtype": cfg.merge.dtype,
+        "seed": cfg.seed,
+        "options": list(cfg.merge.options),
+        "env": dict(cfg.merge.env),
+    }
+    note = f"{method}, {ratio:.0%} SFT and {1 - ratio:.0%} RL"
+    return Stage(name, "merge", settings, {"base": BASE, "sft": sft, "rl": rl}, note)
 
 
 def evaluate(cfg: Config, model: str, instructed: bool = True) -> Stage:

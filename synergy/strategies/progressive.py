@@ -46,6 +46,7 @@ def prefix_share(schedule: str, index: int, rounds: int) -> float:
 def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
     if knobs.rounds < 2:
         raise UserError(f"recipe.rounds={knobs.rounds}: progressive needs two rounds or more; one round is recipe=rl")
+    blocks.check_rounds(cfg, knobs.rounds)
     if knobs.schedule not in SCHEDULES or knobs.prefix_unit not in UNITS:
         raise UserError(f"recipe.schedule is one of {SCHEDULES}, recipe.prefix_unit one of {UNITS}")
     planned = [*base.stages(cfg, base.Knobs()), blocks.train_data(cfg)]
@@ -65,6 +66,7 @@ def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
             share,
             knobs.prefix_unit,
             knobs.prefix_rollouts,
+            carry=f"mix-{index}" if index else None,
             note=f"zero-pass questions get {share:.0%} of their trace",
         )
         planned.append(mix)

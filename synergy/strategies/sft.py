@@ -18,6 +18,6 @@ def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
     return [
         *base.stages(cfg, base.Knobs()),
         blocks.train_data(cfg),
-        blocks.sft(cfg, "sft", blocks.BASE, "data", "long traces of all training questions"),
+        blocks.sft(cfg, "sft", blocks.BASE, "data", "long traces of all training questions", choose=cfg.sft.choose),
         blocks.evaluate(cfg, "sft"),
     ]

@@ -1,0 +1,75 @@
+"""interleaved: SFT on the questions that the model never solves, RL on the rest (paper, interleaved section; Table 6).
+
+The paper mixes both losses inside a step; by rounds the two frameworks take turns. Each round is a slice of plain RL's order of
+questions: those whose newest pass count is zero get SFT on their whole trace, then GRPO runs on the others, and its rollouts
+are the pass counts of the rounds after it. A question without a count goes to RL: in the first round all do, unless the base
+model was sampled first. Optimizer states start anew at every switch.
+
+Ablation (``sft_on: all``): SFT sees the traces of all the round's questions; what RL sees stays as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from synergy.config import Config
+from synergy.errors import UserError
+from synergy.stages import Stage
+from synergy.strategies import base, blocks
+
+SFT_ON = ("zero_pass", "all")
+
+
+@dataclass(frozen=True)
+class Knobs:
+    rounds: int = 3
+    sft_on: str = "zero_pass"
+    sft_weight: float = 1.0
+    sft_epochs: float = 1.0
+    sample_first: bool = False
+
+
+def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
+    if knobs.rounds < 1:
+        raise UserError(f"recipe.rounds={knobs.rounds}: interleaved needs a round or more")
+    if knobs.sft_on not in SFT_ON:
+        raise UserError(f"recipe.sft_on={knobs.sft_on!r} is one of {', '.join(SFT_ON)}")
+    if knobs.rounds == 1 and not knobs.sample_first and knobs.sft_on == "zero_pass":
+        raise UserError("recipe.rounds=1 without recipe.sample_first=true is recipe=rl: no pass count is known in time")
+    if knobs.sft_epochs <= 0:
+        raise UserError(f"recipe.sft_epochs={knobs.sft_epochs}: SFT needs more than no epoch")
+    blocks.check_rounds(cfg, knobs.rounds)
+    planned = [*base.stages(cfg, base.Knobs()), blocks.train_data(cfg)]
+    model, passes = blocks.BASE, list[str]()
+    if knobs.sample_first:
+        planned.append(blocks.round_data(cfg, "order", "data"))
+        note = "which questions the base model never solves"
+        planned.append(blocks.sample(cfg, "passes", blocks.BASE, "data", "order", note))
+        passes.append("passes")
+    for number in range(1, knobs.rounds + 1):
+        mix = blocks.round_data(
+            cfg,
+            f"mix-{number}",
+            "data",
+            passes,
+            number - 1,
+            knobs.rounds,
+            prefix=1.0,
+            sft_on=knobs.sft_on,
+            carry=f"mix-{number - 1}" if number > 1 else None,
+            note="which questions SFT takes, and which RL",
+        )
+        planned.append(mix)
+        if passes or knobs.sft_on == "all":
+            note = "whole traces of " + ("all questions" if knobs.sft_on == "all" else "zero-pass questions")
+            planned.append(
+                blocks.sft(
+                    cfg, f"sft-{number}", model, mix.name, note, knobs.sft_weight, num_train_epochs=knobs.sft_epochs
+                )
+            )
+            model = f"sft-{number}"
+        note = "GRPO on the rest" if passes else "GRPO on all questions: no pass count is known yet"
+        planned.append(blocks.rl(cfg, f"rl-{number}", model, mix.name, note, cfg.lengths.rl))
+        model = f"rl-{number}"
+        passes = [*passes, model]
+    return [*planned, blocks.evaluate(cfg, model)]

@@ -1,0 +1,81 @@
+"""Choosing an SFT checkpoint: by the validation loss, by us, since the Trainer's own way restores nothing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_checkpoint
+from test_strategies import plan
+
+from synergy.driver import disk
+from synergy.driver.plan import Step
+from synergy.errors import StageFailed, UserError
+from synergy.stages import Job, sft
+
+LOSSES = {10: 0.9, 20: 0.4, 30: 0.5}
+
+
+def finished(folder: Path, **settings: Any) -> Job:
+    """A stage whose LLaMA-Factory has run: three epochs, a checkpoint each, the weights of epoch n shifted by n."""
+    base = make_checkpoint(folder / "base")
+    stage = plan("ablation/sft_best_epoch")["sft"]
+    stage = replace(stage, settings={**stage.settings, **settings})
+    data = folder / "data/sft"
+    data.mkdir(parents=True)
+    for name in ("train", "validation"):
+        (data / f"{name}.json").write_text("[{}]")
+    inputs = {"base": base, "model": base, "data": folder / "data"}
+    job = Job(stage, "k" * 64, folder / "stage", folder / "stage/attempt-1", inputs, {"llamafactory": "/python"})
+    job.attempt.mkdir(parents=True)
+    out = make_checkpoint(job.work / "out", shift=3)
+    for number, step in enumerate(LOSSES, start=1):
+        make_checkpoint(out / f"checkpoint-{step}", shift=number)
+    history = [{"step": step, "eval_loss": loss} for step, loss in LOSSES.items()]
+    (out / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "loss": 2.0}, *history]}))
+    return job
+
+
+def test_the_epoch_with_the_lowest_validation_loss_is_handed_on(tmp_path: Path) -> None:
+    job = finished(tmp_path)
+    figures = sft.collect(job, tmp_path / "best")
+    assert (figures["chosen_step"], figures["eval_loss"]) == (20, 0.4)
+    weights = (tmp_path / "best/model.safetensors").read_bytes()
+    assert weights == (job.work / "out/checkpoint-20/model.safetensors").read_bytes()
+    last = replace(job, stage=replace(job.stage, settings={**job.settings, "choose": "last"}))
+    assert "chosen_step" not in sft.collect(last, tmp_path / "last")
+    assert (tmp_path / "last/model.safetensors").read_bytes() == (job.work / "out/model.safetensors").read_bytes()
+
+
+def test_without_a_validation_loss_nothing_is_chosen(tmp_path: Path) -> None:
+    job = finished(tmp_path)
+    (job.work / "out/trainer_state.json").write_text('{"log_history": []}')
+    with pytest.raises(StageFailed, match="eval_loss"):
+        sft.collect(job, tmp_path / "out")
+    config = sft.native(job)
+    assert (config["eval_strategy"], config["save_strategy"], config["eval_dataset"]) == (
+        "epoch",
+        "epoch",
+        "validation",
+    )
+    (tmp_path / "data/sft/validation.json").unlink()
+    with pytest.raises(UserError, match=r"data\.validation"):
+        sft.native(job)
+
+
+def test_what_would_choose_wrongly_is_refused() -> None:
+    stage = plan("sft")["sft"]
+    with pytest.raises(UserError, match=r"last, best"):
+        sft.check(replace(stage, settings={**stage.settings, "choose": "first"}), {})
+    config = {**stage.settings["config"], "load_best_model_at_end": True}
+    with pytest.raises(UserError, match=r"sft\.choose=best"):
+        sft.check(replace(stage, settings={**stage.settings, "config": config}), {})
+
+
+def test_a_checkpoint_per_epoch_takes_its_disk(tmp_path: Path) -> None:
+    for name, kept in (("sft", 2), ("ablation/sft_best_epoch", 3)):
+        step = Step(plan(name)["sft"], "k", {}, tmp_path, {}, "run", "")
+        assert disk.of_step(step, 100) == 100 * (1 + kept * disk.OPTIMIZER_FACTOR)
