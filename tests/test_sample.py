@@ -54,18 +54,27 @@ def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
 
     class LLM:
-        def __init__(self, **_: Any) -> None:
-            pass
+        """Finishes one question a step, the newest first."""
 
-        def generate(self, inputs: list[dict[str, Any]], params: list[Any], use_tqdm: bool) -> list[Any]:
-            asked.extend(prompt["prompt"] for prompt in inputs)
+        def __init__(self, **_: Any) -> None:
+            self.waiting: dict[str, Any] = {}
+            self.llm_engine = self
+
+        def add_request(self, name: str, prompt: dict[str, Any], params: Any) -> None:
+            asked.append(prompt["prompt"])
+            self.waiting[name] = params
+
+        def step(self) -> list[Any]:
+            name, params = self.waiting.popitem()
             made = types.SimpleNamespace(text="\\boxed{3}", token_ids=[1, 2], finish_reason="stop")
-            return [types.SimpleNamespace(outputs=[made] * one.n) for one in params]
+            return [types.SimpleNamespace(request_id=name, finished=True, outputs=[made] * params.n)]
 
     processor = types.SimpleNamespace(apply_chat_template=lambda messages, **_: messages[0]["content"][0]["text"])
     vllm = types.SimpleNamespace(LLM=LLM, SamplingParams=lambda **given: types.SimpleNamespace(**given))
     transformers = types.SimpleNamespace(AutoProcessor=types.SimpleNamespace(from_pretrained=lambda _: processor))
+    kinds = types.SimpleNamespace(RequestOutputKind=types.SimpleNamespace(FINAL_ONLY=2))
     monkeypatch.setitem(sys.modules, "vllm", vllm)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", kinds)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "transformers", transformers)  # type: ignore[arg-type]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     return asked

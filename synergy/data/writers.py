@@ -56,8 +56,15 @@ def llamafactory(folder: Path, splits: Mapping[str, Sequence[tuple[Record, str, 
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=1) + "\n")
 
 
-def verl(path: Path, turns: Sequence[Turn], media: Path, instruction: str, prefix_rollouts: int | None) -> None:
-    """verl's training parquet, one row per question in the order RL sees them."""
+def verl(
+    path: Path,
+    turns: Sequence[Turn],
+    media: Path,
+    instruction: str,
+    prefix_rollouts: int | None = None,
+    split: str = "train",
+) -> None:
+    """verl's parquet, one row per question in the order RL sees them. Only rollouts of the split train are recorded."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -82,7 +89,7 @@ def verl(path: Path, turns: Sequence[Turn], media: Path, instruction: str, prefi
             "extra_info": {
                 "id": turn.record.id,
                 "index": index,
-                "split": "train",
+                "split": split,
                 "choices": json.dumps(turn.record.choices) if turn.record.choices else "",
                 "prefix": turn.prefix,
                 "prefix_rollouts": -1 if prefix_rollouts is None else prefix_rollouts,

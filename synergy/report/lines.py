@@ -16,6 +16,7 @@ from synergy.report.history import Curve, Span
 SFT = (("loss", "SFT: loss"),)
 RL = (
     ("reward", "RL: mean reward"),
+    ("validation_accuracy", "RL: accuracy on the validation split"),
     ("length", "RL: mean response length in tokens"),
     ("entropy", "RL: entropy of the policy"),
 )

@@ -32,6 +32,7 @@ RUNTIME_KEYS = (
     "trainer.test_freq",
     "trainer.val_*",
     "trainer.*_data_dir",
+    "*.rollout.val_kwargs.*",
     "trainer.max_*_ckpt_to_keep",
     "trainer.nnodes",
     "trainer.n_gpus_per_node",
@@ -59,6 +60,8 @@ FIGURES = {
     "seconds": "timing_s/step",
 }
 """Our names of the metrics that a report draws, and verl's."""
+VALIDATION = {"validation_accuracy": "val-core/synergy/acc/mean@", "validation_reward": "val-aux/synergy/reward/mean@"}
+"""The same for verl's own validation (trainer.test_freq), up to the number of responses per question."""
 
 
 def flatten(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
@@ -133,10 +136,10 @@ def command(job: Job) -> Command | None:
     resume = resume_point(job)
     if resume == total_steps(job):
         return None
-    train = str(job.inputs["data"] / "rl" / "train.parquet")
+    train, held_out = (job.inputs["data"] / "rl" / f"{split}.parquet" for split in ("train", "validation"))
     ours: dict[str, Any] = {
-        "data.train_files": train,
-        "data.val_files": train,
+        "data.train_files": str(train),
+        "data.val_files": str(held_out if held_out.exists() else train),
         "data.shuffle": False,
         "actor_rollout_ref.model.path": str(job.inputs["model"]),
         "actor_rollout_ref.rollout.agent.agent_loop_config_path": str(
@@ -194,7 +197,7 @@ def resume_point(job: Job) -> int | None:
 
 
 def _metrics(job: Job) -> Iterator[tuple[int, dict[str, float]]]:
-    """(step, verl's metrics), attempts in order; a step that was repeated after a crash counts as its last."""
+    """(step, figures), attempts in order; a step that was repeated after a crash counts as its last."""
     files = sorted(job.folder.glob("attempt-*/verl_metrics.jsonl"), key=lambda f: int(f.parent.name.split("-")[1]))
     found: dict[int, dict[str, float]] = {}
     for file in files:
@@ -203,17 +206,20 @@ def _metrics(job: Job) -> Iterator[tuple[int, dict[str, float]]]:
                 row = json.loads(line)
             except json.JSONDecodeError:  # the line being written
                 continue
-            if FIGURES["reward"] in row["data"]:
-                found[int(row["step"])] = row["data"]
+            figures = {ours: row["data"][name] for ours, name in FIGURES.items() if name in row["data"]}
+            for name, value in row["data"].items():
+                figures |= {ours: value for ours, start in VALIDATION.items() if name.startswith(start)}
+            if figures:
+                found[int(row["step"])] = figures
     yield from sorted(found.items())
 
 
 def progress(job: Job) -> Progress | None:
-    rows = list(_metrics(job))
+    rows = [(step, figures) for step, figures in _metrics(job) if "reward" in figures]
     if not rows:
         return None
     step, figures = rows[-1]
-    figure = f"reward {figures[FIGURES['reward']]:.3f}, length {figures[FIGURES['length']]:.0f}"
+    figure = f"reward {figures['reward']:.3f}, length {figures['length']:.0f}"
     return Progress(step, total_steps(job), "step", figure)
 
 
@@ -247,9 +253,10 @@ def collect(job: Job, out: Path) -> dict[str, Any]:
     if not counts:
         raise StageFailed("the reward function recorded no rollout; zero-pass questions can't be told")
     (out / "passes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in counts))
-    metrics = [{"step": step, **{k: row[v] for k, v in FIGURES.items() if v in row}} for step, row in _metrics(job)]
+    metrics = [{"step": step, **figures} for step, figures in _metrics(job)]
     (job.attempt / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
-    ends = {"reward_first": metrics[0]["reward"], "reward_last": metrics[-1]["reward"]} if metrics else {}
+    rewards = [row["reward"] for row in metrics if "reward" in row]
+    ends = {"reward_first": rewards[0], "reward_last": rewards[-1]} if rewards else {}
     zero = sum(row["passes"] == 0 for row in counts)
     told = {"steps": total_steps(job), "questions": len(counts), "zero_pass": zero, **ends}
     if broken := sum(bool(row["broken"]) for row in rollouts(job.work / "rollouts")):

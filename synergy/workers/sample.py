@@ -24,8 +24,8 @@ from synergy.data.prompt import query
 from synergy.data.records import Record
 from synergy.machine import die_with_parent
 
-CHUNK = 256
-"""Questions per call of the engine: large enough to keep it full, small enough to lose little."""
+IN_FLIGHT = 1024
+"""Questions that the engine holds at once: enough to keep it full, few enough for their images to fit in memory."""
 
 
 def rows(folder: Path) -> Iterator[dict[str, Any]]:
@@ -73,11 +73,6 @@ def engines(spec: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} if seen else {} for share in shares]
 
 
-def chunks(items: Sequence[Record], size: int) -> Iterator[Sequence[Record]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
 def request(record: Record, processor: Any, media: Path, instruction: str | None) -> dict[str, Any]:
     """vLLM's input for one question: the rendered chat and its images."""
     from PIL import Image
@@ -111,28 +106,65 @@ def row(record: Record, index: int, output: Any) -> dict[str, Any]:
 
 def run(spec: Mapping[str, Any], index: int, count: int) -> None:
     """Ask engine ``index`` of ``count`` its share of the questions that are left."""
-    folder, media = Path(spec["responses"]), Path(spec["records"]).parent
     left = questions(spec)[0][index::count]
-    if not left:
-        return
-    from transformers import AutoProcessor
-    from vllm import LLM, SamplingParams
+    if left:
+        from transformers import AutoProcessor
+        from vllm import LLM
 
-    processor = AutoProcessor.from_pretrained(spec["model"])
-    engine = LLM(model=spec["model"], **spec["engine"])
-    plain = {k: v for k, v in spec["sampling"].items() if k != "seed"}
-    seed = f"{spec['seed']}/{spec['sampling']['seed']}"
-    with (folder / f"{index}.jsonl").open("a", encoding="utf-8") as sink:
-        for part in chunks(left, CHUNK):
-            inputs = [request(record, processor, media, spec["instruction"]) for record in part]
-            # A seed per question: what a question draws does not depend on what was asked before a kill, or of which engine.
-            params = [SamplingParams(n=spec["n"], seed=zlib.crc32(f"{seed}/{r.id}".encode()), **plain) for r in part]
-            answers = engine.generate(inputs, params, use_tqdm=False)
-            for record, answer in zip(part, answers, strict=True):
-                lines = [json.dumps(row(record, i, output)) for i, output in enumerate(answer.outputs)]
-                sink.write("\n".join(lines) + "\n")
+        processor = AutoProcessor.from_pretrained(spec["model"])
+        ask(
+            LLM(model=spec["model"], **spec["engine"]),
+            processor,
+            spec,
+            left,
+            Path(spec["responses"]) / f"{index}.jsonl",
+        )
+
+
+def seed(spec: Mapping[str, Any], question: str) -> int:
+    """Of one question: what it draws does not depend on what was asked before a kill, or of which engine."""
+    return zlib.crc32(f"{spec['seed']}/{spec['sampling']['seed']}/{question}".encode())
+
+
+def ask(engine: Any, processor: Any, spec: Mapping[str, Any], left: Sequence[Record], file: Path) -> None:
+    """Append the judged responses to the questions ``left`` to ``file``, each question as soon as it is finished."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    plain = {k: v for k, v in spec["sampling"].items() if k != "seed"} | {"output_kind": RequestOutputKind.FINAL_ONLY}
+    media = Path(spec["records"]).parent
+
+    def requests() -> Iterator[tuple[Record, dict[str, Any], Any]]:
+        for record in left:
+            params = SamplingParams(n=spec["n"], seed=seed(spec, record.id), **plain)
+            yield record, request(record, processor, media, spec["instruction"]), params
+
+    with file.open("a", encoding="utf-8") as sink:
+        for record, outputs in answers(engine, requests()):
+            sink.write("".join(json.dumps(row(record, i, output)) + "\n" for i, output in enumerate(outputs)))
             sink.flush()
-            os.fsync(sink.fileno())
+
+
+def answers(
+    engine: Any, requests: Iterator[tuple[Record, dict[str, Any], Any]]
+) -> Iterator[tuple[Record, Sequence[Any]]]:
+    """(question, its responses) as they are finished. New questions go in as others come out: a batch that is waited for as a
+    whole ends with an engine that is nearly idle. (What `LLM.generate` does inside, vLLM 0.26 and 0.27.)"""
+    asked: dict[str, Record] = {}
+    more = True
+    while True:
+        while more and len(asked) < IN_FLIGHT:
+            if (new := next(requests, None)) is None:
+                more = False
+                break
+            record, prompt, params = new
+            engine.llm_engine.add_request(record.id, prompt, params)
+            asked[record.id] = record
+        if not asked:
+            return
+        for output in engine.llm_engine.step():
+            if output.finished:
+                yield asked.pop(output.request_id), output.outputs
 
 
 def questions(spec: Mapping[str, Any]) -> tuple[list[Record], int]:
