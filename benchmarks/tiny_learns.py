@@ -2,7 +2,8 @@
 
 .envs/train/bin/python benchmarks/tiny_learns.py [recipes=sft,rl] [run.dir=runs] [figure=docs/tiny_learns.png] [overrides]
 
-Runs the recipes with seeds 0, 1 and 2 (finished stages are reused), prints a table and draws the curves.
+Runs the recipes with seeds 0, 1 and 2 (finished stages are reused), prints a table and draws the curves. RL is validated by
+verl as it trains, on questions that it does not train on: the reward of a step is that of its own 16 questions, easy or hard.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from synergy.driver import ledger
 from synergy.driver.ledger import Entry
 
 SEEDS = (0, 1, 2)
+VALIDATION = [
+    "rl.verl.trainer.val_before_train=true",
+    "rl.verl.trainer.test_freq=6",
+    "++rl.verl.actor_rollout_ref.rollout.val_kwargs={n: 4, temperature: 1.0, do_sample: true}",
+]
 
 
 def rows(file: Path) -> list[dict[str, Any]]:
@@ -73,11 +79,10 @@ def table(root: Path, recipes: list[str]) -> None:
         runs = [answers for (name, _), answers in sorted(found.items()) if name == model]
         accuracy = spread(100 * mean(row["correct"] for row in answers) for answers in runs)
         print(f"| {model} | {len(runs)} | {accuracy} | {spread(mean(r['tokens'] for r in a) for a in runs)} |")
-    for seed, points in sorted(curves(root, "rl", "reward").items() if "rl" in recipes else ()):
-        values = [value for _, value in points]
-        quarter = max(1, len(values) // 4)
-        first, last = mean(values[:quarter]), mean(values[-quarter:])
-        print(f"GRPO reward, seed {seed}: first quarter of the steps {first:.3f}, last quarter {last:.3f}")
+    for what in ("validation_reward", "validation_accuracy"):
+        for seed, points in sorted(curves(root, "rl", what).items() if "rl" in recipes else ()):
+            told = ", ".join(f"{value:.3f} (step {step})" for step, value in points)
+            print(f"GRPO, seed {seed}, {what.replace('_', ' ')}: {told}")
 
 
 def draw(root: Path, recipes: list[str], file: Path) -> None:
@@ -88,7 +93,8 @@ def draw(root: Path, recipes: list[str], file: Path) -> None:
     import matplotlib.pyplot as plt
 
     colours = {"base": "#555555", "sft": "#0072B2", "rl": "#D55E00"}
-    titles = [row for row in (("sft", "loss", "SFT loss"), ("rl", "reward", "GRPO reward")) if row[0] in recipes]
+    kinds = (("sft", "loss", "SFT loss"), ("rl", "validation_reward", "GRPO: reward on the validation split"))
+    titles = [row for row in kinds if row[0] in recipes]
     count = len(titles) + 2
     figure, axes = plt.subplots(1, count, figsize=(3.8 * count, 3.4), constrained_layout=True)
     for axis, (kind, what, title) in zip(axes, titles, strict=False):
@@ -129,6 +135,7 @@ def main(argv: list[str]) -> None:
         f"recipe={','.join(recipes)}",
         f"seed={seeds}",
         f"run.dir={root}",
+        *VALIDATION,
         *extra,
     ]
     subprocess.run(sweep, check=True)
