@@ -16,6 +16,9 @@ def action(cfg: Config) -> None:
     preflight(todo)
     with display.watcher(todo.steps) as watch:
         execute.run(todo, cfg.run.stall_minutes * 60, watch, cfg.run.keep_work)
+    if not any(step.stage.kind == "evaluate" for step in todo.steps):
+        print(f"{todo.steps[-1].stage.note}: {todo.steps[-1].folder / 'output'}")
+        return
     from synergy.report import build  # draws with matplotlib: not before there is something to draw
 
     print(f"report: {build.write(plan.of_config(cfg))}")

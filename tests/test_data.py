@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from synergy.data import checks, records, writers
+from synergy.data import checks, levels, records, writers
 from synergy.data.prompt import query
 from synergy.data.records import Record
 from synergy.errors import UserError
@@ -152,3 +152,23 @@ def test_a_good_llamafactory_config_passes() -> None:
 def test_llamafactory_configs_are_checked_without_it(change: dict[str, object], told: str) -> None:
     with pytest.raises(UserError, match=told):
         llamafactory_check.check({**CONFIG, **change})
+
+
+def test_levels_follow_from_passes(tmp_path: Path) -> None:
+    data = tmp_path / "data/records"
+    found = [Record(f"q{n}", "?", "3", ("x.png",)) for n in (16, 12, 11, 8, 5, 2, 1, 0)]
+    records.write(data / "train.jsonl", found)
+    Image.new("RGB", (28, 28)).save(data / "x.png")
+    counts = [{"id": r.id, "n": 16, "passes": int(r.id[1:])} for r in found]
+    (tmp_path / "passes.jsonl").write_text("".join(json.dumps(row) + "\n" for row in counts))
+    spec = {"data": str(tmp_path / "data"), "passes": [str(tmp_path / "passes.jsonl")]}
+    assert levels.build(spec, tmp_path / "out") == {
+        "level_1": 2,
+        "level_2": 2,
+        "level_3": 1,
+        "level_4": 1,
+        "level_5": 2,
+    }
+    tagged = records.read(tmp_path / "out/tagged.jsonl")
+    assert [(r.passes, r.level) for r in tagged] == [(16, 1), (12, 1), (11, 2), (8, 2), (5, 3), (2, 4), (1, 5), (0, 5)]
+    assert (tmp_path / "out/x.png").exists()

@@ -151,6 +151,19 @@ def test_rl_that_was_interrupted_continues_from_its_checkpoint(tmp_path: Path) -
     assert handoff.count_changed(tmp_path / made.output, lab.BASE) > 0
 
 
+def test_tagging_ends_with_levels_and_is_reused(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "synergy.tag", f"run.dir={tmp_path}", "data.sizes={train: 12, val: 1, bench: 1}"]
+    words += ["sample.replicas=2"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=paths.PACKAGE.parent, check=True)
+    out = Path(done.stdout.splitlines()[-1].rpartition(": ")[2])
+    tagged = records.read(out / "tagged.jsonl")
+    assert len(tagged) == 12 and all(r.passes is not None and r.level == records.level(r.passes) for r in tagged)
+    responses = _lines(tmp_path / entries(tmp_path)["runs"].output / "responses.jsonl")
+    assert len({(row["id"], row["index"]) for row in map(json.loads, responses)}) == len(responses) == 12 * 16
+    again = subprocess.run(words, capture_output=True, text=True, cwd=paths.PACKAGE.parent, check=True)
+    assert again.stdout.count("reused") == 3
+
+
 def test_recorded_pass_counts_are_those_of_verl_s_own_dump(tmp_path: Path) -> None:
     """verl writes what it generated; judged anew, each step's groups have the accuracies that the reward recorded."""
     dump = tmp_path / "dump"

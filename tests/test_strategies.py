@@ -39,7 +39,7 @@ def plan(recipe: str, *overrides: str) -> dict[str, Stage]:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_composes_and_ends_with_an_evaluation(recipe: str) -> None:
     planned = strategies.stages(config(recipe))
-    assert planned[-1].kind == "evaluate"
+    assert planned[-1].kind == "evaluate" or recipe == "tag"
     assert {stage.kind for stage in planned} <= set(KINDS)
     assert all(stage.note for stage in planned)
 
@@ -60,6 +60,14 @@ def test_recipes_share_their_stages() -> None:
     sft, two_stage = plan("sft"), plan("two_stage")
     assert sft.items() <= two_stage.items()
     assert plan("base").items() <= plan("progressive").items()
+
+
+def test_tag_runs_the_base_model_16_times_as_an_evaluation_would() -> None:
+    stages = plan("tag")
+    runs, evaluation = stages["runs"].settings, plan("base")["eval-base"].settings
+    assert (runs["n"], runs["instruction"], runs["sampling"]) == (16, None, evaluation["sampling"])
+    assert runs["seed"] not in range(100), "not the seed of an evaluation"
+    assert plan("tag", "recipe.instructed=true")["runs"].settings["instruction"]
 
 
 def test_two_stage_has_more_room_to_think() -> None:

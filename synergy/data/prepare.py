@@ -1,7 +1,7 @@
 """Program of the ``prepare`` stage: ``python -m synergy.data.prepare SPEC.json`` writes one part of the data below ``out``.
 
 Parts: ``train`` (records, LLaMA-Factory files), ``benchmarks`` (VLMEvalKit TSVs), ``round`` (rounds.py), ``mixture``
-(mixture.py). Exits with code 2 and one line for a mistake in the data.
+(mixture.py), ``levels`` (levels.py). Exits with code 2 and one line for a mistake in the data.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from synergy.data import checks, mixture, records, rounds, writers
+from synergy.data import checks, levels, mixture, records, rounds, writers
 from synergy.data.records import Record
 from synergy.driver import handoff
 from synergy.errors import UserError
@@ -72,9 +72,9 @@ def benchmarks(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
         checks.images(found, source, checks.grid(Path(spec["base"])))
         writers.vlmevalkit(out / f"{bench['name']}.tsv", found, source)
         listed.append({"name": bench["name"], "tsv": f"{bench['name']}.tsv", "kind": bench["kind"]})
-        levels = [record.level for record in found]
-        figures[bench["name"]] = {f"level_{n}": levels.count(n) for n in range(1, 6)}
-        print(f"{bench['name']}: {len(found)} questions, by level {[levels.count(n) for n in range(1, 6)]}")
+        counts = [sum(record.level == n for record in found) for n in range(1, 6)]
+        figures[bench["name"]] = {f"level_{n}": count for n, count in enumerate(counts, start=1)}
+        print(f"{bench['name']}: {len(found)} questions, by level {counts}")
     (out / "benchmarks.json").write_text(json.dumps(listed, indent=1) + "\n")
     shutil.rmtree(out / "lab", ignore_errors=True)
     return figures
@@ -109,7 +109,13 @@ def _take_images(found: list[Record], source: Path, target: Path) -> None:
             handoff.link(source / name, place)
 
 
-PARTS = {"train": train, "benchmarks": benchmarks, "round": rounds.build, "mixture": mixture.build}
+PARTS = {
+    "train": train,
+    "benchmarks": benchmarks,
+    "round": rounds.build,
+    "mixture": mixture.build,
+    "levels": levels.build,
+}
 
 
 def main(argv: list[str]) -> int:

@@ -48,6 +48,8 @@ class Model:
 
 def require_finished(todo: Plan, command: str) -> None:
     """Raises UserError naming the stages that are not finished, and the command that runs them."""
+    if not any(step.stage.kind == "evaluate" for step in todo.steps):
+        raise UserError(f"recipe {todo.recipe} evaluates nothing, so there is no report of it")
     open_ = [step for step in todo.steps if step.action != "reuse" or step.entry is None]
     if open_:
         names = ", ".join(f"{step.stage.name} ({step.why})" for step in open_)

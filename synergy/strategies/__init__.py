@@ -13,7 +13,7 @@ from synergy.config import Config
 from synergy.errors import UserError
 from synergy.stages import Stage
 
-STRATEGIES = ("base", "sft", "rl", "two_stage", "progressive", "interleaved", "data_mixing", "model_merging")
+STRATEGIES = ("base", "sft", "rl", "two_stage", "progressive", "interleaved", "data_mixing", "model_merging", "tag")
 
 
 def stages(cfg: Config) -> list[Stage]:

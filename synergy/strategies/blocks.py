@@ -100,8 +100,8 @@ def check_rounds(cfg: Config, rounds: int) -> None:
         )
 
 
-def sample(cfg: Config, name: str, model: str, data: str, order: str, note: str) -> Stage:
-    """Pass counts of the training questions that ``order`` lists, n responses each."""
+def sample(cfg: Config, name: str, model: str, data: str, order: str, note: str, **other: Any) -> Stage:
+    """Pass counts of the training questions that ``order`` lists, n responses each. other: settings unlike the config's."""
     settings = {
         "n": cfg.sample.n,
         "seed": cfg.seed,
@@ -110,8 +110,14 @@ def sample(cfg: Config, name: str, model: str, data: str, order: str, note: str)
         "engine": dict(cfg.sample.engine),
         "replicas": cfg.sample.replicas,
         "env": dict(cfg.sample.env),
+        **other,
     }
     return Stage(name, "sample", settings, {"model": model, "data": data, "order": order}, note)
+
+
+def levels(name: str, data: str, passes: str, note: str) -> Stage:
+    """The data's training records with the level that the pass counts of 16 runs say."""
+    return Stage(name, "prepare", {"part": "levels"}, {"data": data, "passes_0": passes}, note)
 
 
 def mixture(cfg: Config, name: str, data: str, responses: str, note: str) -> Stage:
