@@ -27,7 +27,7 @@ def choose_port(port: int | None) -> int:
             probe.bind((HOST, port or 0))
         except (OSError, OverflowError) as err:
             raise UserError(
-                f"the evaluation server cannot use evaluate.port={port} on {HOST}: {err}. End what uses it, choose "
-                "another, or set it to null for any free one"
+                f"evaluate.port={port} is in use or not allowed on {HOST} ({err}): end what uses it, choose another, or set "
+                "it to null for any free one"
             ) from err
         return int(probe.getsockname()[1])

@@ -101,7 +101,7 @@ def test_port_in_use_is_the_users_to_mend(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"port {port}"):
+        with pytest.raises(UserError, match=f"port={port}"):
             choose_port(port)
         done = worker(tmp_path, server={"port": port})
         assert done.wait(30) == 2
