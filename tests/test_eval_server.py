@@ -105,7 +105,7 @@ def test_port_in_use_is_the_users_to_mend(tmp_path: Path) -> None:
             choose_port(port)
         done = worker(tmp_path, server={"port": port})
         assert done.wait(30) == 2
-        assert f"port {port}" in (tmp_path / "worker.log").read_text()
+        assert f"port={port}" in (tmp_path / "worker.log").read_text()
     assert choose_port(port) == port
 
 
