@@ -13,13 +13,12 @@ import select
 import subprocess
 import sys
 import threading
-import time
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-SECONDS = 1.0  # for one comparison
-GRACE = 2.0  # for the child to replace a worker, on a busy machine
+SECONDS = 0.8  # CPU time of one question, and of those of one judgement before the last
+GRACE = 10.0  # for the child to tell that a worker took too long and was replaced, on a busy machine
 START_SECONDS = 60.0  # for a child to import its libraries on a busy machine
 CHILDREN = 2  # at once; further callers wait
 
@@ -57,7 +56,7 @@ class _Child:
         return (self.process.stdout.readline().decode() or None) if ready else None
 
     def ask(self, request: list[str], seconds: float) -> Any:
-        """The reply. Raises Refused when the worker was killed, OSError when the child itself is to be."""
+        """[CPU seconds, reply]. Raises Refused when the worker was killed, OSError when the child itself is to be."""
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps([seconds, request]).encode() + b"\n")
         self.process.stdin.flush()
@@ -65,7 +64,7 @@ class _Child:
         if line is None:
             raise OSError("the answer checker's child hangs")
         reply = json.loads(line)
-        if reply == "killed":
+        if reply is None:
             raise Refused("too long or too large")
         return reply
 
@@ -87,7 +86,7 @@ class CheckerPool:
         self._idle: list[_Child] = []
 
     def ask(self, task: str, *texts: str, seconds: float = SECONDS) -> Any:
-        """The reply of `checker_child.TASKS[task]`. Raises Refused or Unavailable."""
+        """[CPU seconds, reply of `checker_child.TASKS[task]`]. Raises Refused or Unavailable."""
         with self._places:
             try:
                 child = self._idle.pop() if self._idle else _Child()
@@ -136,30 +135,37 @@ def close() -> None:
 
 
 @lru_cache(maxsize=8192)
-def _asked(task: str, *texts: str) -> tuple[bool, Any]:
-    """(whether there is a reply, the reply); what was refused once is not tried again. The group of rollouts of one question
-    repeats its answers, and many questions share theirs."""
+def _asked(task: str, *texts: str) -> tuple[float, Any] | None:
+    """(CPU seconds, reply), or None; what was refused once is not tried again. The group of rollouts of one question repeats
+    its answers, and many questions share theirs."""
     try:
-        return True, _POOL.ask(task, *texts)
+        seconds, reply = _POOL.ask(task, *texts)
     except Refused:
-        return False, None
+        return None
+    return seconds, reply
 
 
 class Algebra:
-    """Computer algebra for one judgement: after `seconds` in all, every further question is refused."""
+    """Computer algebra for one judgement: once a question took too long, or all together did, every further one is refused.
+
+    A reply from the cache costs what it cost at first, so that a verdict does not depend on what was asked before.
+    """
 
     def __init__(self, seconds: float = SECONDS) -> None:
-        self._end = time.monotonic() + seconds
+        self._left = seconds
         self.refused = False
 
     def ask(self, task: str, *texts: str) -> Any:
         """The reply, or None when it is refused (then `refused` is set)."""
-        if time.monotonic() > self._end:
+        if self.refused or self._left <= 0:
             self.refused = True
             return None
         try:
-            known, reply = _asked(task, *texts)
+            answer = _asked(task, *texts)
         except Unavailable:
-            known, reply = False, None
-        self.refused |= not known
-        return reply
+            answer = None
+        if answer is None:
+            self.refused = True
+            return None
+        self._left -= answer[0]
+        return answer[1]
