@@ -38,7 +38,7 @@ SMALL = [
 
 
 def argv(root: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "synergy.run", *words, f"run.dir={root}", *SMALL]
+    return [sys.executable, "-m", "synergy.run", f"run.dir={root}", *SMALL, *words]
 
 
 def run(root: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
@@ -151,6 +151,21 @@ def test_rl_that_was_interrupted_continues_from_its_checkpoint(tmp_path: Path) -
     assert handoff.count_changed(tmp_path / made.output, lab.BASE) > 0
 
 
+def test_the_other_recipes_run_to_their_reports_and_share_stages(tmp_path: Path) -> None:
+    """Every kind of stage at least once on the real frameworks: mergekit, and SFT on what the RL model sampled."""
+    told = run(tmp_path, "recipe=model_merging", "recipe.ratios=[0.25]").stdout
+    told += run(tmp_path, "-m", "recipe=data_mixing,interleaved").stdout
+    reports = [Path(found) for found in re.findall(r"^report: (.+)$", told, re.M)]
+    models = [{row["model"] for row in json.loads((r.parent / "report.json").read_text())["rows"]} for r in reports]
+    assert [found - {"base"} for found in models] == [{"model_merging"}, {"data_mixing"}, {"interleaved"}]
+    made = entries(tmp_path)
+    stages = [entry.name for entry in made.values()]
+    assert stages.count("rl") == stages.count("data") == stages.count("eval-base") == 1, "made once for all three"
+    assert made["merge-0.25"].figures["verified"] == len(weights(lab.BASE))
+    assert made["mixture"].figures["responses"] == 96 * 4
+    assert {"sft-1", "rl-1", "rl-2", "rl-3"} <= set(made), "interleaved took turns"
+
+
 def test_tagging_ends_with_levels_and_is_reused(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "synergy.tag", f"run.dir={tmp_path}", "data.sizes={train: 12, val: 1, bench: 1}"]
     words += ["sample.replicas=2"]
@@ -167,7 +182,7 @@ def test_tagging_ends_with_levels_and_is_reused(tmp_path: Path) -> None:
 def test_recorded_pass_counts_are_those_of_verl_s_own_dump(tmp_path: Path) -> None:
     """verl writes what it generated; judged anew, each step's groups have the accuracies that the reward recorded."""
     dump = tmp_path / "dump"
-    run(tmp_path / "runs", "recipe=rl", "budget.rl_steps=2", f"rl.verl.trainer.rollout_data_dir={dump}")
+    run(tmp_path / "runs", "recipe=rl", "budget.rl_steps=2", f"+rl.verl.trainer.rollout_data_dir={dump}")
     made = entries(tmp_path / "runs")
     questions = records.read(tmp_path / "runs" / made["data"].output / "records/train.jsonl")
     choices = {(query(r.question, r.choices, lab.INSTRUCTION), r.answer): r.choices for r in questions}

@@ -129,6 +129,23 @@ def test_base_is_what_its_manifest_says() -> None:
     assert json.loads((BASE / "MANIFEST.json").read_text()) == build.manifest(BASE)
 
 
+@pytest.mark.slow
+def test_the_build_runs_as_one_and_gives_the_same_weights_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few steps of it; the whole takes 40 minutes."""
+    monkeypatch.setattr(build, "STEPS", {"pieces": 3, "questions": 3})
+    monkeypatch.setattr(build.levels, "BENCHMARKS", ("bench_open",))
+    base = build.build(tmp_path / "one", 0)
+    made = json.loads((base / "MANIFEST.json").read_text())
+    assert set(made) == set(build.manifest(BASE)) and made == build.manifest(base)
+    assert made["tokenizer.json"] == build.manifest(BASE)["tokenizer.json"], "as shipped"
+    assert len(json.loads((base / "levels.json").read_text())) == 120
+    build.teach(tmp_path / "one/random", "pieces", tmp_path / "two", 0)
+    one, two = (build.manifest(tmp_path / name / "pieces")["model.safetensors"] for name in ("one", "two"))
+    assert one == two
+
+
 def test_levels_of_both_benchmarks_are_all_populated() -> None:
     passes = json.loads((BASE / "levels.json").read_text())
     for split in ("bench_open", "bench_choice"):

@@ -79,3 +79,13 @@ def test_a_checkpoint_per_epoch_takes_its_disk(tmp_path: Path) -> None:
     for name, kept in (("sft", 2), ("ablation/sft_best_epoch", 3)):
         step = Step(plan(name)["sft"], "k", {}, tmp_path, {}, "run", "")
         assert disk.of_step(step, 100) == 100 * (1 + kept * disk.OPTIMIZER_FACTOR)
+
+
+@pytest.mark.parametrize(("count", "ratio"), [(1, 0.0), (64, 0.0), (320, 0.05)])
+def test_a_warm_up_of_less_than_a_step_is_none(count: int, ratio: float, tmp_path: Path) -> None:
+    """The Trainer rounds it up to a whole step with learning rate 0, which for one step of SFT would be all of it."""
+    job = finished(tmp_path, choose="last")
+    config = {**job.stage.settings["config"], "per_device_train_batch_size": 32, "num_train_epochs": 2.0}
+    job = replace(job, stage=replace(job.stage, settings={**job.stage.settings, "config": config}))
+    (tmp_path / "data/sft/train.json").write_text(json.dumps([{}] * count))
+    assert sft.native(job)["warmup_ratio"] == ratio

@@ -7,6 +7,7 @@ checkpoint's tensors bear run-time names, and a finished output directory that i
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -113,6 +114,8 @@ def native(job: Job) -> dict[str, Any]:
         "seed": settings["seed"],
         "data_seed": settings["seed"],
     }
+    if _steps(job) * config.get("warmup_ratio", 0) < 1:
+        config["warmup_ratio"] = 0.0  # rounded up to a whole step, which trains nothing: its learning rate is 0
     if settings["choose"] == "best":
         config |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": None}
     if config.get("eval_strategy", "no") != "no":
@@ -130,6 +133,13 @@ def native(job: Job) -> dict[str, Any]:
 def rows(job: Job) -> int:
     """How many SFT rows there are: none are left when no question is zero-pass any more."""
     return len(json.loads((job.inputs["data"] / "sft" / "train.json").read_text()))
+
+
+def _steps(job: Job) -> float:
+    """Optimizer steps on one GPU; on several there are fewer."""
+    config = job.settings["config"]
+    batch = config.get("per_device_train_batch_size", 8) * config.get("gradient_accumulation_steps", 1)
+    return float(config.get("max_steps", 0) or math.ceil(rows(job) / batch) * config.get("num_train_epochs", 3.0))
 
 
 def command(job: Job) -> Command | None:

@@ -117,7 +117,7 @@ def sample(cfg: Config, name: str, model: str, data: str, order: str, note: str,
 
 def levels(name: str, data: str, passes: str, note: str) -> Stage:
     """The data's training records with the level that the pass counts of 16 runs say."""
-    return Stage(name, "prepare", {"part": "levels"}, {"data": data, "passes_0": passes}, note)
+    return Stage(name, "prepare", {"part": "levels"}, {"base": BASE, "data": data, "passes_0": passes}, note)
 
 
 def mixture(cfg: Config, name: str, data: str, responses: str, note: str) -> Stage:
