@@ -38,7 +38,16 @@ SMALL = [
 
 
 def argv(root: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "synergy.run", f"run.dir={root}", *SMALL, *words]
+    flags = [word for word in words if word.startswith("-")]
+    return [
+        sys.executable,
+        "-m",
+        "synergy.run",
+        *flags,
+        f"run.dir={root}",
+        *SMALL,
+        *(w for w in words if w not in flags),
+    ]
 
 
 def run(root: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
