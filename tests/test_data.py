@@ -172,3 +172,33 @@ def test_levels_follow_from_passes(tmp_path: Path) -> None:
     tagged = records.read(tmp_path / "out/tagged.jsonl")
     assert [(r.passes, r.level) for r in tagged] == [(16, 1), (12, 1), (11, 2), (8, 2), (5, 3), (2, 4), (1, 5), (0, 5)]
     assert (tmp_path / "out/x.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        ({"answer": ["1", "2"]}, "r.jsonl:2: 'answer' is one final answer"),
+        ({"answer": None}, "r.jsonl:2: 'answer' is one final answer"),
+        ({}, "r.jsonl:2: the record lacks ['answer']"),
+    ],
+)
+def test_an_answer_that_is_no_text_is_told_with_its_row(row: dict[str, object], told: str, tmp_path: Path) -> None:
+    lines = [{"id": "a", "question": "?", "answer": "3"}, {"id": "b", "question": "?", **row}]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(UserError) as error:
+        records.read(tmp_path / "r.jsonl")
+    assert told in str(error.value)
+
+
+def test_gold_answers_that_cannot_be_judged_are_told_by_name() -> None:
+    good = record()
+    bad = [
+        record(id="b", answer="7}"),
+        record(id="c", answer_type="numeral"),
+        record(id="d", answer="E", choices={"A": "1"}),
+    ]
+    checks.answers([good], "train.jsonl")
+    with pytest.raises(UserError) as error:
+        checks.answers([good, *bad], "train.jsonl")
+    told = str(error.value)
+    assert told.startswith("train.jsonl: record 'b'") and "braces" in told and "and 2 more: 'c', 'd'" in told

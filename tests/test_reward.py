@@ -5,11 +5,13 @@ import threading
 from pathlib import Path
 
 import pytest
+from conftest import make_checkpoint
+from test_strategies import plan
 
 from reward_fns import gold, length
 from reward_fns.accuracy_format import compute_score, settings_problem, think_then_box
 from synergy import lab
-from synergy.stages import rl
+from synergy.stages import Job, rl
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = "<think>3 and 4 make 7.</think>\n\\boxed{7}"
@@ -169,3 +171,20 @@ def test_verl_loads_it_by_path() -> None:
 
     loaded = load_extern_object(str(ROOT / "reward_fns" / "accuracy_format.py"), "compute_score")
     assert loaded(data_source="d", solution_str=GOOD, ground_truth="7", extra_info={})["score"] == 1.0
+
+
+def test_broken_rollouts_are_kept_and_reported(tmp_path: Path) -> None:
+    base, data = make_checkpoint(tmp_path / "base"), tmp_path / "data"
+    data.mkdir()
+    (data / "order.json").write_text(json.dumps([f"q{i}" for i in range(16)]))
+    inputs = {"base": base, "model": base, "data": data}
+    job = Job(plan("rl")["rl"], "k" * 64, tmp_path / "stage", tmp_path / "stage/attempt-1", inputs, {})
+    (job.work / "rollouts").mkdir(parents=True)
+    job.attempt.mkdir()
+    make_checkpoint(job.work / "checkpoints/global_step_1/actor/huggingface", shift=1)
+    rows = [{"id": "a", "acc": 1.0, "broken": 0.0}, {"id": "b", "acc": 0.0, "broken": 1.0, "rule": "broken: no gold"}]
+    (job.work / "rollouts/1.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"torn')
+    figures = rl.collect(job, tmp_path / "out")
+    assert figures["warning"].startswith("1 rollouts of 1 questions could not be judged")
+    assert json.loads((tmp_path / "out/broken.jsonl").read_text())["rule"] == "broken: no gold"
+    assert [json.loads(line)["id"] for line in (tmp_path / "out/passes.jsonl").read_text().splitlines()] == ["a"]

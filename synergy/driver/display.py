@@ -51,7 +51,7 @@ def _bars(count: int) -> Iterator[Watcher]:
     def done(step: Step, word: str, seconds: float) -> None:
         task = tasks[step.stage.name]
         total = bars.tasks[task].total or 1
-        bars.update(task, completed=total, total=total, figure=word if word == "reused" else f"done, {seconds:.0f} s")
+        bars.update(task, completed=total, total=total, figure=word if word == "reused" else f"{word}, {seconds:.0f} s")
         bars.stop_task(task)
 
     with bars:
@@ -77,7 +77,7 @@ def _lines(count: int) -> Watcher:
             say(f"    {step.stage.name}: {now.unit} {now.done} of {now.total} {now.figure}")
 
     def done(step: Step, word: str, seconds: float) -> None:
-        how = f"reused, {step.why}" if word == "reused" else f"done in {seconds:.0f} s"
+        how = f"reused, {step.why}" if word == "reused" else f"done in {seconds:.0f} s{word.removeprefix('done')}"
         say(f"{number[0]}/{count} {step.stage.name}: {how}")
 
     return Watcher(start, tick, done)

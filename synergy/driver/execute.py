@@ -61,7 +61,8 @@ def run(todo: Plan, stall_seconds: float, watch: Watcher, keep_work: bool = Fals
             entry = _run_step(step, todo, stall_seconds, watch, inputs)
             entries[step.stage.name] = entry
             _tidy(step, keep_work)
-            watch.done(step, "done", entry.seconds)
+            warning = entry.figures.get("warning")
+            watch.done(step, f"done; {warning}" if warning else "done", entry.seconds)
         return list(entries.values())
     finally:
         lock.release()

@@ -114,7 +114,7 @@ def training(steps: Sequence[Step]) -> Table | None:
 
 def _training(step: Step) -> list[str]:
     seen: dict[str, Any] = step.entry.figures if step.entry else {}
-    told = [str(seen["skipped"])] if "skipped" in seen else []
+    told = [str(seen[name]) for name in ("skipped", "warning") if name in seen]
     if "rl_rows" in seen:
         told.append(f"{form.count(seen['rl_rows'])} questions for RL")
         if seen.get("prefix"):

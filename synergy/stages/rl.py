@@ -259,6 +259,8 @@ def collect(job: Job, out: Path) -> dict[str, Any]:
     ends = {"reward_first": rewards[0], "reward_last": rewards[-1]} if rewards else {}
     zero = sum(row["passes"] == 0 for row in counts)
     told = {"steps": total_steps(job), "questions": len(counts), "zero_pass": zero, **ends}
-    if broken := sum(bool(row["broken"]) for row in rollouts(job.work / "rollouts")):
-        told["broken_rollouts"] = broken
+    if broken := [row for row in rollouts(job.work / "rollouts") if row["broken"]]:
+        (out / "broken.jsonl").write_text("".join(json.dumps(row) + "\n" for row in broken))
+        names = len({row["id"] for row in broken})
+        told["warning"] = f"{len(broken)} rollouts of {names} questions could not be judged and scored 0 (broken.jsonl)"
     return {**figures, **told, "metrics": f"{job.attempt.name}/metrics.jsonl"}
