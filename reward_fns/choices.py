@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 
+from reward_fns.checker_pool import Algebra
 from reward_fns.equivalence import equivalent
 from reward_fns.text import key, tidy
 
@@ -36,8 +37,13 @@ def choice_letter(answer: str, choices: Mapping[str, str]) -> str | None:
         named = _GLUED_TEXT.match(text, match.end(1)) is not None
         if letter in choices and (named or _same(rest, texts[letter])):
             return letter if _agrees(rest, letter, texts) else None
+    algebra = Algebra()  # one for all choices: together they take no longer than one answer may
     for thorough in (False, True):
-        by_value = [letter for letter, choice in choices.items() if equivalent(answer, choice, thorough=thorough)[0]]
+        by_value = [
+            letter
+            for letter, choice in choices.items()
+            if equivalent(answer, choice, thorough=thorough, algebra=algebra)[0]
+        ]
         if by_value:
             return by_value[0] if len(by_value) == 1 else None
     return None

@@ -22,12 +22,13 @@ _LETTER = re.compile(r"\(?([A-Z])[).:](?:\s.*)?|\(([A-Z])\)", re.DOTALL)
 _CONSTANT = re.compile(r"\\(?:sqrt|pi|frac|sin|cos|tan|log|ln|exp)(?![A-Za-z])|(?<![A-Za-z])e(?![A-Za-z])")
 
 
-def equivalent(answer: str, gold: str, *, thorough: bool = True) -> tuple[bool, str]:
-    """Whether `answer` equals `gold`, and the rule that decided. Without `thorough`, computer algebra is left out.
+def equivalent(answer: str, gold: str, *, thorough: bool = True, algebra: Algebra | None = None) -> tuple[bool, str]:
+    """Whether `answer` equals `gold`, and the rule that decided. Without `thorough`, computer algebra is left out;
+    `algebra` is one that several comparisons share.
 
     Costs microseconds for text and numbers, milliseconds for algebra, and never more than the algebra's time limit.
     """
-    algebra = Algebra() if thorough else None
+    algebra = (algebra or Algebra()) if thorough else None
     equal, rule = _equal(tidy(answer), tidy(gold), algebra, 0)
     if not equal and algebra and algebra.refused:
         return False, "refused"

@@ -256,6 +256,14 @@ def test_memory_of_a_worker_is_limited() -> None:
         pool.close()
 
 
+def test_all_choices_together_cost_what_one_answer_may() -> None:
+    checker_pool.warm()
+    choices = {"A": "\\sqrt{2}", "B": "\\sqrt{3}", "C": "\\sqrt{5}", "D": "\\sqrt{7}"}
+    start = time.monotonic()
+    assert not judge("\\boxed{\\exp(\\exp(\\exp(\\exp(100))))}", "B", choices).correct
+    assert time.monotonic() - start < 2
+
+
 def test_what_was_refused_once_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
 
