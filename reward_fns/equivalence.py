@@ -6,7 +6,7 @@ from fractions import Fraction
 from reward_fns.checker_pool import Algebra
 from reward_fns.latex import costly, latex
 from reward_fns.quantity import Quantity, read_quantity, rounds, same_quantity
-from reward_fns.structure import read, same_parts, split
+from reward_fns.structure import VARIABLE, read, same_parts, split
 from reward_fns.text import same_text, tidy, yes_no
 from reward_fns.units import split_unit
 
@@ -17,7 +17,6 @@ _LEFT_SIDE = re.compile(r"[^\d+*/^=<>,]{1,40}")
 _CALCULATION = re.compile(
     r"[\d\s.()+*/^{}-]*[\d)}]\s*(?:[-+*/^]|\\(?:times|cdot|frac|div))[^A-Za-z=]*(?:\\[a-z]+[^A-Za-z=]*)*"
 )
-_VARIABLE = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?'?")
 _LETTER = re.compile(r"\(?([A-Z])[).:](?:\s.*)?|\(([A-Z])\)", re.DOTALL)
 _CONSTANT = re.compile(r"\\(?:sqrt|pi|frac|sin|cos|tan|log|ln|exp)(?![A-Za-z])|(?<![A-Za-z])e(?![A-Za-z])")
 
@@ -110,12 +109,10 @@ def _by_sides(mine: str, wanted: str, algebra: Algebra | None, depth: int) -> tu
     if len(left) == 1:
         return _equal(mine, right[-1], algebra, depth + 1) if _is_name(right[0]) else None
     if _is_name(left[0]) and _is_name(right[0]):
-        variables = [bool(_VARIABLE.fullmatch(side)) and side != "y" for side in (left[0], right[0])]
+        variables = [bool(VARIABLE.fullmatch(side)) and side != "y" for side in (left[0], right[0])]
         if same_text(left[0], right[0]) or not any(variables):
             return _equal(left[-1], right[-1], algebra, depth + 1)
-        if all(_VARIABLE.fullmatch(s) for s in (left[0], right[0])) and not re.search(
-            r"[A-Za-z]", left[-1] + right[-1]
-        ):
+        if all(VARIABLE.fullmatch(s) for s in (left[0], right[0])) and not re.search(r"[A-Za-z]", left[-1] + right[-1]):
             return False, "equation"
     if algebra is None or len(left) != 2 or len(right) != 2 or costly(mine) or costly(wanted):
         return None
@@ -127,8 +124,7 @@ def _by_algebra(
     mine: str, wanted: str, number: Quantity | None, wanted_number: Quantity | None, algebra: Algebra
 ) -> tuple[bool, str]:
     if costly(mine) or costly(wanted):
-        algebra.refused = True
-        return False, "refused"
+        return False, "refused"  # this text alone: the algebra is left for what else it is shared with
     # A number against a constant such as 2\\sqrt{3}: by value, which is asked for once per constant.
     for known, text, is_answer in ((number, wanted, True), (wanted_number, mine, False)):
         if known is not None and _CONSTANT.search(text):

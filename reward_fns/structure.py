@@ -12,6 +12,8 @@ MAX_PARTS = 64  # of a set or list; longer ones are compared as text only
 _OPEN, _CLOSE = frozenset("([{"), frozenset(")]}")
 _TOKEN = re.compile(r"\\[{}]|\\langle|\\rangle|\\[A-Za-z]+|\\.|.", re.DOTALL)
 _NAME = r"(?:\\?[A-Za-z]+(?:_\{?\w+\}?)?'?)"
+VARIABLE = re.compile(_NAME)
+"""A name that an equation or an inequality may be about."""
 _CHAIN = re.compile(r"(<=|>=|\\le(?![a-z])|\\ge(?![a-z])|<|>|\\lt(?![a-z])|\\gt(?![a-z]))")
 _LESS = {"<": False, "<=": True, "\\le": True, "\\lt": False}  # relation -> whether the end belongs to it
 _MORE = {">": False, ">=": True, "\\ge": True, "\\gt": False}
@@ -76,20 +78,19 @@ def _interval(name: str, low: str, high: str, closed: tuple[bool, bool]) -> Part
 def _inequality(text: str) -> Parts | None:
     """`1 < x \\le 2`, `x > 3` or `3 \\ge x` as the interval it means."""
     pieces = [piece.strip() for piece in _CHAIN.split(text)]
-    name = re.compile(_NAME)
     if len(pieces) == 3:
         left, relation, right = pieces
-        if name.fullmatch(right) and not name.fullmatch(left):
+        if VARIABLE.fullmatch(right) and not VARIABLE.fullmatch(left):
             left, right = right, left
             relation = {"<": ">", ">": "<", "<=": ">=", ">=": "<="}.get(relation) or {
                 "\\le": "\\ge", "\\ge": "\\le", "\\lt": "\\gt", "\\gt": "\\lt",
             }[relation]  # fmt: skip
-        if not name.fullmatch(left) or not right:
+        if not VARIABLE.fullmatch(left) or not right:
             return None
         if relation in _LESS:
             return _interval(left, "-\\infty", right, (False, _LESS[relation]))
         return _interval(left, right, "\\infty", (_MORE[relation], False))
-    if len(pieces) == 5 and name.fullmatch(pieces[2]):
+    if len(pieces) == 5 and VARIABLE.fullmatch(pieces[2]):
         low, first, _, second, high = pieces
         if first in _LESS and second in _LESS:
             return _interval(pieces[2], low, high, (_LESS[first], _LESS[second]))

@@ -31,7 +31,7 @@ _NAMES = {
     "kelvin": "K", "coulomb": "C", "farad": "F", "ohm": "Ω", "tesla": "T", "byte": "B", "minute": "min", "hour": "h",
     "hr": "h", "yr": "year", "degree": "°", "deg": "°", "radian": "rad", "feet": "foot", "ft": "foot", "in": "inch",
     "inches": "inch", "yd": "yard", "mi": "mile", "lb": "pound", "lbs": "pound", "oz": "ounce", "tonne": "ton",
-    "kph": "km/h", "ml": "mL", "USD": "dollar", "EUR": "euro", "RMB": "yuan", "¢": "cent", "celsius": "°C",
+    "ml": "mL", "USD": "dollar", "EUR": "euro", "¢": "cent", "celsius": "°C",
     "fahrenheit": "°F", "ha": "hectare", "mole": "mol",
 }  # fmt: skip
 _LONG = {"kilo": "k", "centi": "c", "milli": "m", "deci": "d", "micro": "μ", "nano": "n", "mega": "M", "giga": "G"}
@@ -56,8 +56,6 @@ def _table() -> dict[str, tuple[str, Fraction]]:
         base, factor = _BASE[name]
         table |= {p + name: (base, _PREFIX[p] * factor) for p in prefixes}
     for word, name in _NAMES.items():
-        if name not in table:
-            continue
         table[word] = table[name]
         if len(word) > 3 and name in _PREFIXED:
             table |= {

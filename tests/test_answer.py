@@ -264,6 +264,11 @@ def test_all_choices_together_cost_what_one_answer_may() -> None:
     assert time.monotonic() - start < 2
 
 
+def test_a_costly_choice_does_not_cost_the_others_their_algebra() -> None:
+    choices = {"A": "\\int_0^1 x dx", "B": "(x+1)^2"}
+    assert judge("\\boxed{x^2+2x+1}", "B", choices).correct
+
+
 def test_what_was_refused_once_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, ...]] = []
 
