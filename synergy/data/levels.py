@@ -26,6 +26,6 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
         handoff.link(source / name, out / name)
     records.write(out / "tagged.jsonl", found)
     (out / "levels.json").write_text(json.dumps({record.id: record.passes for record in found}, indent=0) + "\n")
-    told = {f"level_{n}": sum(record.level == n for record in found) for n in range(1, 6)}
+    told = records.by_level(found)
     print(f"{len(found)} questions, by level {list(told.values())}")
     return told

@@ -72,9 +72,8 @@ def benchmarks(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
         checks.images(found, source, checks.grid(Path(spec["base"])))
         writers.vlmevalkit(out / f"{bench['name']}.tsv", found, source)
         listed.append({"name": bench["name"], "tsv": f"{bench['name']}.tsv", "kind": bench["kind"]})
-        counts = [sum(record.level == n for record in found) for n in range(1, 6)]
-        figures[bench["name"]] = {f"level_{n}": count for n, count in enumerate(counts, start=1)}
-        print(f"{bench['name']}: {len(found)} questions, by level {counts}")
+        figures[bench["name"]] = records.by_level(found)
+        print(f"{bench['name']}: {len(found)} questions, by level {list(figures[bench['name']].values())}")
     (out / "benchmarks.json").write_text(json.dumps(listed, indent=1) + "\n")
     shutil.rmtree(out / "lab", ignore_errors=True)
     return figures

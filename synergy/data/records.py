@@ -48,6 +48,12 @@ def level(passes: int, runs: int = LEVEL_RUNS) -> int:
     return next((index for index, least in enumerate(THRESHOLDS, start=1) if passes >= least), 5)
 
 
+def by_level(found: Iterable[Record]) -> dict[str, int]:
+    """Questions per level, 1 to 5."""
+    levels = [record.level for record in found]
+    return {f"level_{n}": levels.count(n) for n in range(1, 6)}
+
+
 def parse(row: Any, where: str) -> Record:
     """A record from a decoded JSON line. Raises UserError that names the place and the field."""
     if not isinstance(row, dict):
