@@ -8,6 +8,7 @@ response correct; and when memory grew, a process was left over or a file was pl
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import random
@@ -63,11 +64,13 @@ def mixture(rng: random.Random, seeds: list[str]) -> str:
 
 def check(text: str, gold: str, choices: Any, seconds: float) -> bool:
     start = time.perf_counter()
+    faulthandler.dump_traceback_later(60, exit=True)  # a hang inside one of Python's own operations too
     try:
         correct = judge(text, gold, choices).correct
         compute_score("fuzz", text, gold, {"choices": choices})
     except Exception as error:
         sys.exit(f"raised {error!r}: gold {gold!r}, response {text[:500]!r}")
+    faulthandler.cancel_dump_traceback_later()
     took = time.perf_counter() - start
     if took > seconds:
         sys.exit(f"took {took:.2f} s: gold {gold!r}, response {text[:500]!r}")

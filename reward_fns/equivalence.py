@@ -131,9 +131,17 @@ def _by_algebra(
             exact = algebra.ask("value", latex(text))
             if algebra.refused:
                 return False, "refused"
+            if exact is not None and _far(exact):
+                return False, "value"
             if exact is not None and not _equals(known, Fraction(exact)):
                 return _stands_for(known, Fraction(exact), known_is_answer=is_answer), "value"
     return bool(algebra.ask("same", latex(wanted), latex(mine))), "algebra"
+
+
+def _far(exact: str) -> bool:
+    """Whether a constant's power of ten has four digits or more: no number that can be read has (`quantity.MAX_EXPONENT`), and
+    writing it out as a fraction could take for ever."""
+    return len(exact.partition("e")[2].lstrip("+-")) > 3
 
 
 def _number(known: Quantity) -> Fraction:

@@ -181,6 +181,14 @@ def test_hostile_input_is_wrong_and_cheap(response: str, tmp_path: Path, monkeyp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.timeout(120)
+def test_a_constant_of_a_billion_digits_is_never_written_out() -> None:
+    for constant in (r"\frac{52!}{(26!)^2}\cdot 10^{9}!", r"\frac{1}{(10^{9}!)}", r"\frac{1}{2}\cdot 10^{1000}"):
+        assert not equivalent(constant, "0.142857")[0]
+        assert not equivalent("0.142857", constant)[0]
+    assert equivalent(r"\frac{3\cdot 10^{20}}{\sqrt{4}}", r"1.5\times 10^{20}")[0]
+
+
 def workers(child: checker_pool._Child) -> list[psutil.Process]:
     return psutil.Process(child.process.pid).children()
 
