@@ -1,4 +1,4 @@
-"""The console script ``synergy <verb>`` and what all verbs share: composing the config, and telling errors.
+"""The console script ``synergy <verb>`` and what all verbs share: composing configs, and telling errors.
 
 Exit codes: 0 done, 1 a framework failed, 2 something the user can mend, 130 interrupted.
 """
@@ -9,13 +9,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from synergy import paths
 from synergy.errors import StageFailed, UserError
 
 if TYPE_CHECKING:
-    from synergy.config import Config
+    from synergy.compose import Task
 
 VERBS = {
     "run": "run a recipe to its report; what is finished is reused",
@@ -40,42 +39,29 @@ def main() -> int:
     return code
 
 
-def with_config(action: Callable[[Config], None]) -> int:
-    """Composes the config from the command line with Hydra (``--multirun`` included), calls the action for each, returns the
-    exit code. Every known error is one message on stderr."""
+def with_config(action: Callable[[list[Task]], None]) -> int:
+    """Composes the jobs of the command line, one or with ``-m`` several, and calls the action with them; returns the exit
+    code. Every known error is one message on stderr."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us instead of Hydra's own report
-    import hydra
-    from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from synergy.config import Config
-
-    failed: list[BaseException] = []
-    known = (UserError, StageFailed, OmegaConfBaseException, KeyboardInterrupt)
-
-    def guarded(cfg: Any) -> None:
-        if failed:  # a sweep stops at its first failure
-            return
-        try:
-            action(cast("Config", OmegaConf.to_object(cfg)))
-        except known as error:  # past Hydra, which would print a report of its own
-            failed.append(error)
+    from synergy import compose
 
     if {"-h", "--help"} & set(sys.argv) and not any(word.startswith("recipe=") for word in sys.argv):
         sys.argv.append("recipe=progressive")  # the help shows a composed config, and Hydra wants a recipe for it
-    ConfigStore.instance().store(name="schema", node=Config)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        hydra.main(version_base="1.3", config_path=str(paths.ROOT / "recipes"), config_name="config")(guarded)()
-    except (HydraException, OmegaConfBaseException) as error:
-        failed.append(error)
-    if not failed:
-        return 0
-    if isinstance(failed[0], KeyboardInterrupt):
+        tasks = compose.tasks(sys.argv[1:])
+        if tasks:
+            action(tasks)
+    except KeyboardInterrupt:
         return tell("interrupted; nothing runs any more, and the same command continues where this stopped", 130)
-    return tell(_reason(failed[0]), 1 if isinstance(failed[0], StageFailed) else 2)
+    except StageFailed as error:
+        return tell(_reason(error), 1)
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        return tell(_reason(error), 2)
+    return 0
 
 
 def tell(message: str, code: int) -> int:

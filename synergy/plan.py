@@ -1,36 +1,82 @@
-"""``python -m synergy.plan recipe=<name>``: what run would do, stage by stage, and why."""
+"""``python -m synergy.plan recipe=<name>``: what run would do, stage by stage, and why. Of several jobs (``-m``) each stage
+is shown once, with the jobs that share it."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from synergy import cli, stages
-from synergy.config import Config
-from synergy.driver import disk, plan
+from synergy.compose import Task
+from synergy.driver import disk, plan, sharing
+from synergy.driver.plan import Plan, Step
+from synergy.report import form
 
 COLOURS = {"reuse": "green", "resume": "yellow", "run": "cyan"}
 
 
-def action(cfg: Config) -> None:
-    todo = plan.of_config(cfg)
-    base = next((step.inputs["base"] for step in todo.steps if "base" in step.inputs), None)
-    model = disk.weights(base) if base is not None and base.is_dir() else 0
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("stage", "what", "action", "why", "disk", "native command, in"):
-        table.add_column(name, overflow="fold")
-    for step in todo.steps:
-        size = disk.of_step(step, model)
-        act = f"[{COLOURS[step.action]}]{step.action}[/]"
-        native = f"{stages.kind(step.stage.kind).NATIVE}\n[dim]{step.folder.relative_to(todo.space.root)}[/]"
-        table.add_row(step.stage.name, step.stage.note, act, step.why, f"{size / 1e9:.2f} GB" if size else "-", native)
+def action(tasks: list[Task]) -> None:
+    plans = []
+    for task in tasks:
+        with task.telling():
+            plans.append(plan.of_config(task.cfg))
     console = Console(width=None if sys.stdout.isatty() else 160)
+    if len(tasks) == 1:
+        _one(plans[0], console)
+    else:
+        _several(tasks, plans, console)
+
+
+def _one(todo: Plan, console: Console) -> None:
+    table = _table("stage", "what", "action", "why", "disk", "native command, in")
+    for step, act, size in _cells(todo.steps):
+        native = f"{stages.kind(step.stage.kind).NATIVE}\n[dim]{step.folder.relative_to(todo.space.root)}[/]"
+        table.add_row(step.stage.name, step.stage.note, act, step.why, size, native)
     console.print(table)
-    counts = {name: sum(step.action == name for step in todo.steps) for name in COLOURS}
-    told = ", ".join(f"{count} to {name}" for name, count in counts.items() if count)
-    console.print(f"{told}; about {disk.needed(todo.steps) / 1e9:.2f} GB of disk in {todo.space.root}")
+    console.print(f"{_counts(todo.steps)} in {todo.space.root}")
+
+
+def _several(tasks: Sequence[Task], plans: Sequence[Plan], console: Console) -> None:
+    found = sharing.distinct(plans)
+    steps = [one.step for one in found]
+    table = _table("stage", "what", "jobs", "action", "why", "disk", "in")
+    for one, (step, act, size) in zip(found, _cells(steps), strict=True):
+        names = ", ".join(tasks[number].name for number in one.users)
+        who = f"all {len(tasks)}" if len(one.users) == len(tasks) else escape(names)
+        folder = f"[dim]{step.folder.relative_to(step.folder.parent.parent)}[/]"
+        table.add_row(step.stage.name, step.stage.note, who, act, step.why, size, folder)
+    console.print(table)
+    roots = dict.fromkeys(str(todo.space.root) for todo in plans)
+    console.print(f"{_counts(steps)} in {', '.join(roots)}")
+    console.print(form.saving(sharing.saving(found), len(tasks)))
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _cells(steps: Sequence[Step]) -> list[tuple[Step, str, str]]:
+    """Each step with its action and the disk that it needs, in words."""
+    base = next((step.inputs["base"] for step in steps if "base" in step.inputs), None)
+    model = disk.weights(base) if base is not None and base.is_dir() else 0
+    sizes = [disk.of_step(step, model) for step in steps]
+    return [
+        (step, f"[{COLOURS[step.action]}]{step.action}[/]", f"{size / 1e9:.2f} GB" if size else "-")
+        for step, size in zip(steps, sizes, strict=True)
+    ]
+
+
+def _counts(steps: Sequence[Step]) -> str:
+    counts = {name: sum(step.action == name for step in steps) for name in COLOURS}
+    acts = ", ".join(f"{count} to {name}" for name, count in counts.items() if count)
+    return f"{acts}; about {disk.needed(steps) / 1e9:.2f} GB of disk"
 
 
 def main() -> int:

@@ -1,34 +1,69 @@
-"""``python -m synergy.run recipe=<name>``: runs a recipe to its report."""
+"""``python -m synergy.run recipe=<name>``: runs a recipe to its report; several (``-m``) one after the other, to one more
+report over all of them."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from synergy import cli, stages
+from synergy.compose import Task
 from synergy.config import Config
-from synergy.driver import disk, display, execute, plan
+from synergy.driver import disk, display, execute, identity, plan, sharing
 from synergy.driver.plan import Plan
+from synergy.report import results
+
+STOPPED = "\nthe sweep stopped here, before its other jobs; what is finished is kept, and the same command continues it"
 
 
-def action(cfg: Config) -> None:
-    todo = plan.of_config(cfg, fetch=True)
+def action(tasks: list[Task]) -> None:
+    plans = []
+    for task in tasks:
+        with task.telling():
+            plans.append(plan.of_config(task.cfg, fetch=True))
+    _require_space(plans)
+    preflight(tasks, plans)
+    for task, todo in zip(tasks, plans, strict=True):
+        if task.of > 1:
+            print(f"job {task.number} of {task.of}: {task.name}", flush=True)
+        with task.telling(STOPPED):
+            _run(task.cfg, todo if task.number == 1 else plan.of_config(task.cfg, fetch=True))
+    ends = [(task, plan.of_config(task.cfg)) for task in tasks] if len(tasks) > 1 else []
+    if any(results.evaluates(todo) for _, todo in ends):
+        from synergy.report import sweep_page
+
+        print(f"report over all jobs: {sweep_page.write(ends)}")
+
+
+def _require_space(plans: Sequence[Plan]) -> None:
+    """Raises UserError unless all that the plans will write has room."""
+    steps = [one.step for one in sharing.distinct(plans)]
+    for space in dict.fromkeys(todo.space for todo in plans):
+        plan.require_space(space, disk.needed([step for step in steps if step.folder.is_relative_to(space.root)]))
+
+
+def preflight(tasks: Sequence[Task], plans: Sequence[Plan]) -> None:
+    """Every stage of every job that will run checks its settings, before the first one starts."""
+    seen = set()
+    for task, todo in zip(tasks, plans, strict=True):
+        with task.telling():
+            for step in todo.steps:
+                stage = (step.folder, identity.canonical(dict(step.stage.settings)))
+                if step.action != "reuse" and stage not in seen:
+                    seen.add(stage)
+                    stages.kind(step.stage.kind).check(step.stage, todo.pythons)
+
+
+def _run(cfg: Config, todo: Plan) -> None:
     plan.require_space(todo.space, disk.needed(todo.steps))
-    preflight(todo)
     with display.watcher(todo.steps) as watch:
         execute.run(todo, cfg.run.stall_minutes * 60, watch, cfg.run.keep_work)
-    if not any(step.stage.kind == "evaluate" for step in todo.steps):
+    if not results.evaluates(todo):
         print(f"{todo.steps[-1].stage.note}: {todo.steps[-1].folder / 'output'}")
         return
     from synergy.report import build  # draws with matplotlib: not before there is something to draw
 
-    print(f"report: {build.write(plan.of_config(cfg))}")
-
-
-def preflight(todo: Plan) -> None:
-    """Every stage that will run checks its settings, before the first one starts."""
-    for step in todo.steps:
-        if step.action != "reuse":
-            stages.kind(step.stage.kind).check(step.stage, todo.pythons)
+    print(f"report: {build.write(plan.of_config(cfg))}", flush=True)
 
 
 def main() -> int:

@@ -142,10 +142,12 @@ def test_plan_tells_everything_and_changes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_sweep_plans_every_job() -> None:
-    done = call("plan", "-m", "recipe=base,sft")
+def test_a_sweep_plans_every_job_and_each_stage_once(tmp_path: Path) -> None:
+    done = call("plan", "-m", "recipe=base,sft", f"run.dir={tmp_path / 'new'}")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("eval-base") == 2
+    assert [done.stdout.count(f"\n{name} ") for name in ("eval-base", "eval-sft")] == [1, 1]
+    assert "7 stages in 2 jobs, 5 of them distinct: sharing saves 2" in done.stdout
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_console_script_lists_its_verbs() -> None:

@@ -6,6 +6,7 @@ its external inputs, the reward source, and the versions of the frameworks that 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -109,12 +110,18 @@ def digest(path: Path, cache: Path | None = None) -> str:
             known = {}
         if mark in known:
             return known[mark]
-    files = _files(path)
-    with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) * 2)) as pool:
-        sums = list(pool.map(_file_digest, files))
-    value = sha(canonical([[str(f.relative_to(path)), s] for f, s in zip(files, sums, strict=True)]))
+    value = _content(path, mark)
     if cache is not None and os.access(cache.parent, os.W_OK):
         aside = cache.with_suffix(f".{os.getpid()}")
         aside.write_text(json.dumps({**known, mark: value}))
         os.replace(aside, cache)
     return value
+
+
+@functools.cache
+def _content(path: Path, mark: str) -> str:
+    """Read once per process as long as its fingerprint stays: many plans at once share a base model of gigabytes."""
+    files = _files(path)
+    with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) * 2)) as pool:
+        sums = list(pool.map(_file_digest, files))
+    return sha(canonical([[str(f.relative_to(path)), s] for f, s in zip(files, sums, strict=True)]))

@@ -1,30 +1,20 @@
-"""Builds the report of a finished plan: report.json, report.md, a self-contained report.html, and figures as PNG."""
+"""The report of a finished plan: its numbers, figures, tables and words."""
 
 from __future__ import annotations
 
-import base64
-import json
-import math
-import os
-import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from synergy.driver import identity
 from synergy.driver.plan import Plan
-from synergy.errors import UserError
-from synergy.report import bars, examples, form, history, lines, measure, merging, results, tables, words
+from synergy.report import bars, examples, form, history, lines, measure, merging, pages, results, tables, words
 from synergy.report.history import Span
 from synergy.report.measure import Gain, Row
 from synergy.report.results import Model
 
 SCHEMA = 1
-TEMPLATES = Path(__file__).parent / "templates"
 
 
 @dataclass(frozen=True)
@@ -51,42 +41,23 @@ def write(todo: Plan) -> Path:
     """Writes the report and returns the page. Raises UserError for an unfinished stage or a run directory that can't be
     written."""
     results.require_finished(todo, f"synergy run recipe={todo.recipe}")
-    place = folder(todo)
-    aside = place.with_name(f".{place.name}-{os.getpid()}")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        (aside / "figures").mkdir(parents=True)
-        _write(gather(todo), aside)
-        shutil.rmtree(place, ignore_errors=True)
-        aside.rename(place)
-    except OSError as error:
-        raise UserError(
-            f"the report can't be written to {place}: {error.strerror or error}; free space or set run.dir"
-        ) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return place / "report.html"
+    return pages.publish(folder(todo), lambda out: _write(gather(todo), out))
 
 
 def gather(todo: Plan) -> Report:
     """All numbers of a report."""
     found = results.models(todo)
     rows = [row for model in found for row in measure.table(model)]
-    created = datetime.now(UTC).isoformat(timespec="seconds")
-    return Report(todo.recipe, created, todo, found, rows, measure.gains(found), history.timeline(todo))
+    return Report(todo.recipe, pages.now(), todo, found, rows, measure.gains(found), history.timeline(todo))
 
 
 def _write(report: Report, out: Path) -> None:
-    figures = draw(report, out / "figures")
-    text = json.dumps(document(report), indent=1, ensure_ascii=False, allow_nan=False)
-    (out / "report.json").write_text(text + "\n", encoding="utf-8")
-    told = {**content(report), "figures": figures}
-    for name, escaped in (("report.md", False), ("report.html", True)):
-        (out / name).write_text(_render(name, escaped, told), encoding="utf-8")
+    figures = pages.in_base64(draw(report, out / "figures"))
+    pages.files(out, "report", document(report), {**content(report), "figures": figures})
 
 
-def draw(report: Report, out: Path) -> dict[str, str]:
-    """Draws the figures; returns name -> PNG in base64, of those that there is something to show in."""
+def draw(report: Report, out: Path) -> list[Path | None]:
+    """Draws the figures; None where there is nothing to show."""
     paths: list[Path | None] = []
     if report.gains:
         paths.append(bars.gains(report.gains, out / "gains.png"))
@@ -99,7 +70,7 @@ def draw(report: Report, out: Path) -> dict[str, str]:
     sft, rl = history.curves(report.plan, "sft"), history.curves(report.plan, "rl")
     paths.append(lines.training(sft, rl, out / "training.png"))
     paths.append(lines.timeline(report.spans, out / "timeline.png"))
-    return {path.stem: base64.b64encode(path.read_bytes()).decode() for path in paths if path is not None}
+    return paths
 
 
 def document(report: Report) -> dict[str, Any]:
@@ -136,29 +107,27 @@ def _stage(span: Span) -> dict[str, Any]:
         "attempt": entry.attempt,
         "reused": span.reused,
         "packages": entry.identity.get("packages", {}),
-        "figures": plain(entry.figures),
+        "figures": pages.plain(entry.figures),
     }
 
 
-def plain(value: Any) -> Any:
-    """A JSON value without NaN and infinities, which JSON lacks: a diverged loss becomes null."""
-    if isinstance(value, dict):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def cost(todo: Plan) -> str:
+    """Time and memory of a finished plan."""
+    entries = [step.entry for step in todo.steps if step.entry is not None]
+    largest = max(entries, key=lambda entry: entry.peak_memory)
+    return (
+        f"{len(entries)} stages, {form.seconds(sum(entry.seconds for entry in entries))} in all, "
+        f"at most {form.memory(largest.peak_memory)} of memory (stage {largest.name})"
+    )
 
 
 def content(report: Report) -> dict[str, Any]:
     """What both templates show, in their words."""
-    spans, benchmarks = report.spans, dict.fromkeys(row.benchmark for row in report.rows)
-    entries = [span.step.entry for span in spans if span.step.entry is not None]
-    largest = max(entries, key=lambda entry: entry.peak_memory)
+    benchmarks = dict.fromkeys(row.benchmark for row in report.rows)
     return {
-        "recipe": report.recipe,
-        "created": report.created.replace("T", " ").replace("+00:00", " UTC"),
-        "cost": f"{len(spans)} stages, {form.seconds(sum(span.seconds for span in spans))} in all, "
-        f"at most {form.memory(largest.peak_memory)} of memory (stage {largest.name})",
+        "title": report.recipe,
+        "created": pages.date(report.created),
+        "cost": cost(report.plan),
         "headline": words.headline(report.rows, report.gains),
         "baseline": words.baseline(report.models),
         "columns": words.columns(),
@@ -171,24 +140,10 @@ def content(report: Report) -> dict[str, Any]:
         "parents": merging.table(merging.parents(report.plan)),
         "parents_label": words.PARENTS,
         "training": tables.training(report.plan.steps),
-        "stages": tables.stages(spans),
+        "stages": tables.stages(report.spans),
         "questions": tables.questions(report.rows),
         "conditions": tables.conditions(report.models),
         "versions": tables.versions(report.plan),
         "examples": examples.choose(report.models),
         "models": [model.name for model in report.models],
     }
-
-
-def _render(name: str, escaped: bool, told: Mapping[str, Any]) -> str:
-    """In HTML Jinja escapes every value: what models write is not ours to trust. Markdown escapes its own."""
-    env = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=escaped,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    env.filters["escape_markdown"] = tables.escape
-    return env.get_template(f"{name}.j2").render(told)

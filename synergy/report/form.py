@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from synergy.driver.sharing import Saving
 
 NONE = "–"
 
@@ -33,12 +37,13 @@ def gain(value: float | None, low: float | None = None, high: float | None = Non
     return signed(value) + ends
 
 
-def signed(value: float | None) -> str:
-    """One decimal with its sign; a typographic minus, and no sign for what rounds to zero."""
+def signed(value: float | None, std: float | None = None) -> str:
+    """One decimal with its sign, and the standard deviation if there is one; a typographic minus, and no sign for what rounds
+    to zero."""
     if value is None or not math.isfinite(value):
         return NONE
     text = f"{value:+.1f}".replace("-", "−")
-    return "0.0" if text in ("+0.0", "−0.0") else text
+    return ("0.0" if text in ("+0.0", "−0.0") else text) + (f" ± {std:.1f}" if _known(std) else "")
 
 
 def tokens(mean: float | None, std: float | None = None) -> str:
@@ -81,3 +86,12 @@ def memory(size: int) -> str:
 def times(ratio: float) -> str:
     """``0.7 times``, ``12 times``."""
     return f"{ratio:.1f} times" if ratio < 9.95 else f"{ratio:.0f} times"
+
+
+def saving(found: Saving, jobs: int) -> str:
+    """What sharing saves, in a sentence; a time only as far as the ledger knows it."""
+    text = f"{found.stages} stages in {jobs} jobs, {found.distinct} of them distinct: sharing saves {found.saved}"
+    if found.timed:
+        text += f", about {seconds(found.seconds)} by the times in the ledger"
+        text += "" if found.timed == found.saved else f" (which has those of {found.timed})"
+    return text

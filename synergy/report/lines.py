@@ -1,4 +1,4 @@
-"""Figures over training and time: the curves of SFT and RL, and the timeline of stages."""
+"""Figures over training, time and length: curves of SFT and RL, the timeline of stages, accuracy against length."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 
 from synergy.report import form, history, style
 from synergy.report.history import Curve, Span
+from synergy.report.measure import Row
 
 SFT = (("loss", "SFT: loss"),)
 RL = (
@@ -110,3 +111,24 @@ def _label(at: Axes, number: int, span: Span, end: float, per: float) -> None:
         text, (x / per, number), xytext=(shift, 0), textcoords="offset points", ha=side, va="center", color=colour,
         fontsize=8, bbox=box,
     )  # fmt: skip
+
+
+def tradeoff(rows: Sequence[Row], path: Path) -> Path:
+    """Accuracy against response length, a point per model; whiskers: one standard deviation, where there is one."""
+    colours = style.colours([row.model for row in rows])
+    with style.look():
+        figure = style.figure(3.4)
+        at = figure.subplots()
+        for row in rows:
+            x, y, colour = row.length_mean, row.accuracy, colours[row.model]
+            at.plot(x, y, "o", markersize=6, color=colour, label=row.model)
+            at.errorbar(
+                x, y, row.accuracy_std, row.length_std, fmt="none", ecolor=colour, elinewidth=1.0, capsize=2, capthick=1.0
+            )  # fmt: skip
+        at.set_xlabel("response length in tokens")
+        at.set_ylabel("accuracy in percent")
+        at.set_xlim(left=0)
+        at.margins(x=0.08, y=0.12)
+        style.grid(at)
+        figure.legend(*at.get_legend_handles_labels(), loc="outside right upper")
+        return style.save(figure, path)

@@ -61,6 +61,12 @@ def benchmarks(models: Sequence[Model]) -> list[str]:
     return list(dict.fromkeys(answer.benchmark for model in models for answer in model.answers))
 
 
+def main(rows: Sequence[Row]) -> str:
+    """The benchmark whose numbers stand for all: their average, or the only one; '' without rows."""
+    names = dict.fromkeys(row.benchmark for row in rows)
+    return AVERAGE if AVERAGE in names else next(iter(names), "")
+
+
 def _groups(model: Model) -> dict[tuple[str, Level], list[Answer]]:
     """Answers by benchmark and level, each level and all of them."""
     found: dict[tuple[str, Level], list[Answer]] = defaultdict(list)
@@ -71,7 +77,8 @@ def _groups(model: Model) -> dict[tuple[str, Level], list[Answer]]:
     return found
 
 
-def _std(values: Sequence[float]) -> float | None:
+def std(values: Sequence[float]) -> float | None:
+    """Standard deviation of a sample (ddof 1); None for a sample of one."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
@@ -91,9 +98,9 @@ def _row(name: str, benchmark: str, level: Level, answers: Sequence[Answer]) -> 
         level=level,
         n=len({answer.id for answer in answers}),
         accuracy=float(np.mean(runs)),
-        accuracy_std=_std(runs),
+        accuracy_std=std(runs),
         length_mean=float(np.mean(tokens)),
-        length_std=_std(tokens),
+        length_std=std(tokens),
         truncated=float(np.mean([answer.truncated for answer in answers])),
         extracted=float(np.mean([answer.extracted for answer in answers])),
     )
@@ -121,9 +128,9 @@ def _average(parts: Sequence[Row], answers: Sequence[Sequence[Answer]]) -> Row:
         benchmark=AVERAGE,
         n=sum(part.n for part in parts),
         accuracy=float(np.mean([part.accuracy for part in parts])),
-        accuracy_std=_std(list(runs)),
+        accuracy_std=std(list(runs)),
         length_mean=float(np.mean([part.length_mean for part in parts])),
-        length_std=_std([answer.tokens for group in answers for answer in group]),
+        length_std=std([answer.tokens for group in answers for answer in group]),
         truncated=float(np.mean([part.truncated for part in parts])),
         extracted=float(np.mean([part.extracted for part in parts])),
     )

@@ -46,9 +46,14 @@ class Model:
         return results(self.step)
 
 
+def evaluates(todo: Plan) -> bool:
+    """Whether there is anything to report."""
+    return any(step.stage.kind == "evaluate" for step in todo.steps)
+
+
 def require_finished(todo: Plan, command: str) -> None:
     """Raises UserError naming the stages that are not finished, and the command that runs them."""
-    if not any(step.stage.kind == "evaluate" for step in todo.steps):
+    if not evaluates(todo):
         raise UserError(f"recipe {todo.recipe} evaluates nothing, so there is no report of it")
     open_ = [step for step in todo.steps if step.action != "reuse" or step.entry is None]
     if open_:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from synergy.report import form
+from synergy.report import form, measure
 from synergy.report.measure import ALL, AVERAGE, CONFIDENCE, LEVELS, RESAMPLES, Gain, Level, Row
 from synergy.report.results import BASE, Model
 
@@ -26,19 +26,23 @@ BARS = "Whiskers: {}. Levels go from 1, easy for the base model, to 5, hard for 
 
 def headline(rows: Sequence[Row], gains: Sequence[Gain]) -> list[str]:
     """One sentence or two per model."""
-    names = dict.fromkeys(row.benchmark for row in rows)
-    mean = AVERAGE if AVERAGE in names else next(iter(names), "")
-    where = f"on the average of {len(names) - 1} benchmarks" if mean == AVERAGE else f"on {mean}"
+    mean, at = measure.main(rows), where(rows)
     by_model = {row.model: row for row in rows if row.benchmark == mean and row.level == ALL}
     told = []
     for name, row in by_model.items():
         mine = {g.level: g for g in gains if g.model == name and g.benchmark == mean}
         if mine:
-            told.append(_compared(name, row, by_model[BASE], mine[ALL], where) + _extremes(mine))
+            told.append(_compared(name, row, by_model[BASE], mine[ALL], at) + _extremes(mine))
         else:
             right, length = form.percent(row.accuracy), form.tokens(row.length_mean)
-            told.append(f"{name} answers {right} % right {where}, in {length} tokens on average.")
+            told.append(f"{name} answers {right} % right {at}, in {length} tokens on average.")
     return told
+
+
+def where(rows: Sequence[Row]) -> str:
+    """On what the figures of the headline are."""
+    mean, count = measure.main(rows), len({row.benchmark for row in rows})
+    return f"on the average of {count - 1} benchmarks" if mean == AVERAGE else f"on {mean}"
 
 
 def _compared(name: str, row: Row, base: Row, gain: Gain, where: str) -> str:
