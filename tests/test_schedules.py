@@ -312,7 +312,7 @@ def test_what_is_wrapped_is_as_it_was() -> None:
     from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
     from llamafactory.train.sft.workflow import run_sft
     from verl.trainer.ppo.v1 import trainer_base
-    from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
+    from verl.workers.engine.fsdp.transformer_impl import FSDPEngine, FSDPEngineWithValueHead
 
     def names(function: Callable[..., Any]) -> Sequence[str]:
         return list(inspect.signature(function).parameters)
@@ -322,6 +322,7 @@ def test_what_is_wrapped_is_as_it_was() -> None:
     stock = inspect.getsource(transformers.Trainer.create_scheduler)
     assert "if self.lr_scheduler is None" in stock and "get_warmup_steps(num_training_steps)" in stock
     assert names(FSDPEngine._build_lr_scheduler) == ["self", "optimizer"]
+    assert FSDPEngineWithValueHead._build_lr_scheduler is FSDPEngine._build_lr_scheduler, "a critic has its own"
     assert "optim_config = self.optimizer_config" in inspect.getsource(FSDPEngine._build_lr_scheduler)
     assert "optim.total_training_steps = optim_total_training_steps" in inspect.getsource(trainer_base)
     started = inspect.getsource(launcher.launch)
