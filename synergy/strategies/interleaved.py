@@ -3,7 +3,8 @@
 The paper mixes both losses inside a step; by rounds the two frameworks take turns. Each round is a slice of plain RL's order of
 questions: those whose newest pass count is zero get SFT on their whole trace, then GRPO runs on the others, and its rollouts
 are the pass counts of the rounds after it. A question without a count goes to RL: in the first round all do, unless the base
-model was sampled first. Optimizer states start anew at every switch.
+model was sampled first. Optimizer states start anew at every switch; the learning rates go on, as SFT has one schedule over
+all of its rounds, and RL another.
 
 Ablation (``sft_on: all``): SFT sees the traces of all the round's questions; what RL sees stays as it is.
 """
@@ -46,6 +47,7 @@ def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
         note = "which questions the base model never solves"
         planned.append(blocks.sample(cfg, "passes", blocks.BASE, "data", "order", note))
         passes.append("passes")
+    untold = 0 if knobs.sample_first or knobs.sft_on == "all" else 1  # rounds without SFT: no pass count is known yet
     for number in range(1, knobs.rounds + 1):
         mix = blocks.round_data(
             cfg,
@@ -64,12 +66,21 @@ def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
             note = "whole traces of " + ("all questions" if knobs.sft_on == "all" else "zero-pass questions")
             planned.append(
                 blocks.sft(
-                    cfg, f"sft-{number}", model, mix.name, note, knobs.sft_weight, num_train_epochs=knobs.sft_epochs
+                    cfg,
+                    f"sft-{number}",
+                    model,
+                    mix.name,
+                    note,
+                    knobs.sft_weight,
+                    part=(number - 1 - untold, knobs.rounds - untold),
+                    num_train_epochs=knobs.sft_epochs,
                 )
             )
             model = f"sft-{number}"
         note = "GRPO on the rest" if passes else "GRPO on all questions: no pass count is known yet"
-        planned.append(blocks.rl(cfg, f"rl-{number}", model, mix.name, note, cfg.lengths.rl))
+        planned.append(
+            blocks.rl(cfg, f"rl-{number}", model, mix.name, note, cfg.lengths.rl, (number - 1, knobs.rounds))
+        )
         model = f"rl-{number}"
         passes = [*passes, model]
     return [*planned, blocks.evaluate(cfg, model)]

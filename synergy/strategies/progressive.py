@@ -6,6 +6,7 @@ nothing. All other questions take plain GRPO in every round. Over all rounds eac
 
 The paper mixes both losses inside a step; by rounds the two frameworks take turns. The SFT weight multiplies the learning
 rate: Adam divides by the gradient's own size, so scaling the loss of a stage that has no other loss would change nothing.
+Optimizer states start anew at every switch; the learning rates go on, as SFT has one schedule over its rounds, and RL another.
 """
 
 from __future__ import annotations
@@ -54,8 +55,10 @@ def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
     note = "which questions the base model never solves"
     planned.append(blocks.sample(cfg, "passes", blocks.BASE, "data", "order", note))
     model, passes = blocks.BASE, ["passes"]
-    for index in range(knobs.rounds):
-        share, number = prefix_share(knobs.schedule, index, knobs.rounds), index + 1
+    shares = [prefix_share(knobs.schedule, index, knobs.rounds) for index in range(knobs.rounds)]
+    sft_rounds = sum(share > 0 for share in shares)  # the first ones, as shares fall
+    for index, share in enumerate(shares):
+        number = index + 1
         mix = blocks.round_data(
             cfg,
             f"mix-{number}",
@@ -73,13 +76,22 @@ def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
         if share > 0:
             note = "whole traces of zero-pass questions" if share == 1 else "trace prefixes of zero-pass questions"
             planned.append(
-                blocks.sft(cfg, f"sft-{number}", model, mix.name, note, knobs.sft_weight, open_ended=share < 1)
+                blocks.sft(
+                    cfg,
+                    f"sft-{number}",
+                    model,
+                    mix.name,
+                    note,
+                    knobs.sft_weight,
+                    open_ended=share < 1,
+                    part=(index, sft_rounds),
+                )
             )
             model = f"sft-{number}"
         note = (
             "GRPO on the rest" if share == 1 else "GRPO, from the prefix on" if share > 0 else "GRPO on all questions"
         )
-        planned.append(blocks.rl(cfg, f"rl-{number}", model, mix.name, note, cfg.lengths.rl))
+        planned.append(blocks.rl(cfg, f"rl-{number}", model, mix.name, note, cfg.lengths.rl, (index, knobs.rounds)))
         model = f"rl-{number}"
         passes = [*passes, model]
     return [*planned, blocks.evaluate(cfg, model)]

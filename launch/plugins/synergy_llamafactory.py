@@ -1,0 +1,68 @@
+"""``llamafactory-cli train`` with two additions that a recipe in rounds needs. Usage: this file, ``train``, the YAML.
+
+1. Templates whose responses have no end of turn. Why: the progressive recipe trains on the beginning of a trace.
+   LLaMA-Factory closes every response with the template's end of turn (``<|im_end|>``) and trains on it, which would
+   teach the model to stop in mid-thought; no option leaves it out. How: each template is registered once more as
+   ``<name>_open_ended``, with the bare content as the assistant's slot.
+2. A part of a learning-rate schedule, where the environment names one (see ``schedule_part``).
+
+On several GPUs LLaMA-Factory's launcher starts its own file anew under torchrun, and the additions would be lost; here
+that file is this one. As with the launcher's, the word ``train`` tells the start by hand from that by torchrun.
+Holds for: llamafactory 0.9.5 (data/template.py: TEMPLATES, Template.format_assistant; launcher.py: launch;
+train/sft/trainer.py: CustomSeq2SeqTrainer.create_scheduler).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any
+
+import schedule_part
+
+SUFFIX = "_open_ended"
+
+
+def register() -> None:
+    """Adds the open-ended twin of every registered template."""
+    from llamafactory.data.formatter import StringFormatter
+    from llamafactory.data.template import TEMPLATES
+
+    for name, template in list(TEMPLATES.items()):
+        if not name.endswith(SUFFIX):
+            bare = StringFormatter(slots=["{{content}}"])
+            TEMPLATES[name + SUFFIX] = dataclasses.replace(template, format_assistant=bare)
+
+
+def install(part: schedule_part.Part) -> None:
+    """Has the SFT trainer run a part of its schedule."""
+    from llamafactory.train.sft.trainer import CustomSeq2SeqTrainer
+
+    stock = CustomSeq2SeqTrainer.create_scheduler
+
+    def create_scheduler(self: Any, num_training_steps: int, optimizer: Any = None) -> Any:
+        if self.lr_scheduler is None:
+            scheduler = stock(self, part.whole(num_training_steps), optimizer)
+            self.lr_scheduler = schedule_part.begin(scheduler, part.start(num_training_steps))
+        return self.lr_scheduler
+
+    CustomSeq2SeqTrainer.create_scheduler = create_scheduler
+
+
+def main() -> None:
+    register()
+    if part := schedule_part.read():
+        install(part)
+    if sys.argv[1:2] == ["train"]:
+        from llamafactory import launcher
+
+        launcher.__file__ = __file__
+        launcher.launch()
+    else:
+        from llamafactory.train.tuner import run_exp
+
+        run_exp()
+
+
+if __name__ == "__main__":
+    main()
