@@ -67,12 +67,13 @@ def compute_score(
     own, info = Own(**json.loads(chosen)), extra_info or {}
     prefix, started = str(info.get("prefix") or ""), time.perf_counter()
     try:
+        tokens = length.count(solution_str, tokenizer)
         parts = call(own, data_source, prefix + solution_str, ground_truth, info, given)
-    except RewardError as error:
-        rollouts.fail(str(error))
+    except Exception as error:  # also one of ours must not pass for a rollout that failed
+        rollouts.fail(str(error) if isinstance(error, RewardError) else f"question {info.get('id')}: {error!r}")
         raise
     seconds = round(time.perf_counter() - started, 6)
-    result = {**parts, "length": float(length.count(solution_str, tokenizer)), "broken": 0.0}
+    result = {**parts, "length": float(tokens), "broken": 0.0}
     rollouts.record(result, info, solution_str, prefix, answer=None, rule="own", seconds=seconds)
     return result
 
@@ -134,7 +135,7 @@ def problem(own: Own) -> str | None:
             return f"{own} is async; a plain function is wanted"
         try:
             inspect.signature(function).bind(**{**own.kwargs, **dict.fromkeys(ARGUMENTS)})
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             return f"{own} can't be called: {error}; its arguments should be ({', '.join(ARGUMENTS)}, **kwargs)"
         for response in PROBE:
             info = {"id": "probe", "split": "probe", "index": 0, "choices": "", "prefix": ""}

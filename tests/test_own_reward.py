@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from test_cli import refused
 from test_end_to_end import entries, run
 from test_reward import GOOD
 from test_sample import fake_vllm  # noqa: F401
@@ -210,11 +211,11 @@ def test_a_function_without_room_for_the_keywords_is_told(tmp_path: Path) -> Non
 
 
 def test_a_function_that_hangs_is_killed_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_reward, "SECONDS", 3.0)
+    monkeypatch.setattr(own_reward, "SECONDS", 8.0)
     pid = tmp_path / "pid"
     text = "import subprocess, time\nchild = subprocess.Popen(['sleep', '60'])\n"
     text += f"open({str(pid)!r}, 'w').write(str(child.pid))\n"
-    with pytest.raises(UserError, match="took longer than 3 s"):
+    with pytest.raises(UserError, match="took longer than 8 s"):
         own_reward.check(settings(tmp_path, f"{text}{HEAD}time.sleep(60)\n"), sys.executable)
     left = int(pid.read_text())
     assert not psutil.pid_exists(left) or psutil.Process(left).status() == psutil.STATUS_ZOMBIE
@@ -250,6 +251,16 @@ def test_sampling_asks_the_same_function(
         worker.row(Record("c", "How many?", "3"), 0, output)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [(None, "No such file or directory; give a Python file"), ("x = 1\n", "has no function compute_score")],
+)
+def test_bad_functions_are_one_message_and_exit_code_2(tmp_path: Path, text: str | None, told: str) -> None:
+    if text is not None:
+        write(tmp_path, text)
+    refused(tmp_path / "runs", told, "recipe=rl", f"reward.path={tmp_path / 'mine.py'}")
+
+
 TINY = ["recipe=rl", "budget.rl_steps=2", "evaluate.runs=1"]
 KEYWORDS = "rl.verl_add.reward.custom_reward_function.reward_kwargs"
 
@@ -281,6 +292,8 @@ def test_a_real_run_counts_what_the_function_says_and_ends_where_it_fails(tmp_pa
 def test_a_real_sampling_ends_where_the_function_fails(tmp_path: Path) -> None:
     found = write(tmp_path, ODD)
     words = ["recipe=tag", "data.sizes={train: 8, val: 1, bench: 1}", "sample.replicas=2", f"reward.path={found.path}"]
-    done = run(tmp_path / "runs", *words, f"+{KEYWORDS}.nonsense=train-00003", code=1)
-    assert "returned {'score': nan} for question 'train-00003'" in done.stderr and "stage runs (sample)" in done.stderr
+    done = run(tmp_path / "runs", *words, f"+{KEYWORDS}.nonsense=train-0-00003", code=1)
+    assert (
+        "returned {'score': nan} for question 'train-0-00003'" in done.stderr and "stage runs (sample)" in done.stderr
+    )
     assert "Traceback" not in done.stderr and "runs" not in entries(tmp_path / "runs")

@@ -84,5 +84,6 @@ def raise_failure(job: Job) -> None:
         told = file.read_text(encoding="utf-8")
         raise StageFailed(
             f"stage {job.stage.name} ({job.stage.kind}) was ended by its reward function.\n{told}\n"
-            f"log: {job.attempt / 'log.txt'}\nMend the function: a changed one starts the stage anew."
+            f"log: {job.attempt / 'log.txt'}\n"
+            "with a mended function the stage starts anew; the same one continues from the last checkpoint"
         )
