@@ -261,7 +261,7 @@ def test_bad_functions_are_one_message_and_exit_code_2(tmp_path: Path, text: str
     refused(tmp_path / "runs", told, "recipe=rl", f"reward.path={tmp_path / 'mine.py'}")
 
 
-TINY = ["recipe=rl", "budget.rl_steps=2", "evaluate.runs=1"]
+TINY = ["recipe=rl", "budget.rl_steps=2", "evaluate.runs=1", "data.sizes={train: 64, val: 4, bench: 5}"]
 KEYWORDS = "rl.verl_add.reward.custom_reward_function.reward_kwargs"
 
 
