@@ -5,14 +5,13 @@ calls it once per rollout, from threads.
 """
 
 import inspect
-import json
 import math
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from reward_fns import length, rollouts
 from reward_fns.answer import judge
+from reward_fns.choices import read_choices
 from reward_fns.extraction import boxes
 
 
@@ -67,7 +66,7 @@ def compute_score(
         if not isinstance(ground_truth, str) or not ground_truth.strip():
             raise ValueError(f"ground truth {ground_truth!r}")
         response = prefix + solution_str
-        verdict = judge(response, ground_truth, _choices(info.get("choices")))
+        verdict = judge(response, ground_truth, read_choices(info.get("choices")))
         answer, rule, seconds = verdict.answer, verdict.rule, verdict.seconds
         result |= {
             "acc": float(verdict.correct),
@@ -85,10 +84,7 @@ def compute_score(
     except Exception as error:  # one bad row must not end hours of training
         result |= {"score": 0.0, "acc": 0.0, "broken": 1.0}
         rule = f"broken: {type(error).__name__} {error}"[:200]
-    if info.get("split") == "train":
-        entry = {"id": str(info.get("id", "")), **result, "characters": len(solution_str), "prefix": len(prefix)}
-        entry |= {"step": _number(info.get("global_steps")), "answer": answer, "rule": rule}
-        rollouts.log({**entry, "seconds": round(seconds, 6), "time": round(time.time(), 3)})
+    rollouts.record(result, info, solution_str, prefix, answer=answer, rule=rule, seconds=round(seconds, 6))
     return result
 
 
@@ -104,20 +100,3 @@ def settings_problem(given: Mapping[str, Any]) -> str | None:
     if given.get("format_check", "one_box") not in FORMATS:
         return f"format_check={given['format_check']!r}; one of {', '.join(FORMATS)}"
     return length.problem(given.get("overlong"), given.get("cosine"))
-
-
-def _choices(value: Any) -> Mapping[str, str] | None:
-    """Choices as letter to text: a mapping, its JSON text, or nothing. Parquet gives None for letters a row lacks."""
-    if isinstance(value, str):
-        value = json.loads(value) if value.strip() else None
-    if not value:
-        return None
-    return {str(letter): str(text) for letter, text in value.items() if text is not None} or None
-
-
-def _number(value: Any) -> int | None:
-    """verl's step, an int, or numpy's idea of one, or absent."""
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        return None

@@ -1,7 +1,9 @@
 """Multiple choice: which letter an answer stands for, by letter, by text, or by value."""
 
+import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from reward_fns.checker_pool import Algebra
 from reward_fns.equivalence import equivalent
@@ -16,6 +18,15 @@ _GLUED_TEXT = re.compile(r"[.:)\]}]|\s*$")
 _FURTHER = re.compile(r"^(?:and|or|/|,|&|\s)*\(?([A-Z])\)?(?![\w'])")
 _OPTION = re.compile(r"(?<!\w)\(?([A-Z])[).:](?!\w)")
 _COMPARED = ("number", "interval", "tuple", "set", "matrix", "yes/no")  # rules that know two values as different
+
+
+def read_choices(value: Any) -> Mapping[str, str] | None:
+    """Choices as letter to text: a mapping, its JSON text, or nothing. Parquet gives None for letters a row lacks."""
+    if isinstance(value, str):
+        value = json.loads(value) if value.strip() else None
+    if not value:
+        return None
+    return {str(letter): str(text) for letter, text in value.items() if text is not None} or None
 
 
 def _same(one: str, other: str) -> bool:

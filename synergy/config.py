@@ -57,6 +57,16 @@ class Sft:
 
 
 @dataclass
+class Reward:
+    """What judges the responses of RL and of sampling; the evaluation keeps the project's answer checker."""
+
+    path: str | None = None
+    """A Python file of yours (reward_fns/README.md, "Your own reward"); null: reward_fns/accuracy_format.py."""
+    name: str = "compute_score"
+    """The function in that file."""
+
+
+@dataclass
 class Rl:
     module: str = "verl.trainer.main_ppo"
     """What ``python -m`` runs: verl's trainer, or a plug-in that starts it."""
@@ -164,6 +174,7 @@ class Config:
     lengths: Lengths = field(default_factory=Lengths)
     budget: Budget = field(default_factory=Budget)
     sft: Sft = field(default_factory=Sft)
+    reward: Reward = field(default_factory=Reward)
     rl: Rl = field(default_factory=Rl)
     merge: Merge = field(default_factory=Merge)
     sample: Sample = field(default_factory=Sample)

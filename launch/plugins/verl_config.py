@@ -36,7 +36,8 @@ def resolved(overrides: list[str]) -> DictConfig:
 def check_reward(config: DictConfig) -> None:
     """Raises ValueError for reward_kwargs that the project's reward function would refuse, or ignore."""
     given: Any = OmegaConf.to_container(config.reward.custom_reward_function)
-    if given := given.get("reward_kwargs"):
+    users = Path(given.get("path") or "").name == "own.py"  # a user's function has keywords of its own
+    if not users and (given := given.get("reward_kwargs")):
         sys.path.insert(0, str(Path(__file__).parents[2]))
         from reward_fns.accuracy_format import settings_problem
 

@@ -52,7 +52,20 @@ def identity(stage: stages.Stage, inputs: Mapping[str, str], versions: Mapping[s
     }
     if stage.kind in ("sample", "rl", "evaluate"):
         parts["reward"] = source_digest(paths.ROOT / "reward_fns")
+    if own := stage.settings.get("reward"):
+        parts["own_reward"] = {"source": _source(Path(own["path"])), "name": own["name"], "kwargs": own["kwargs"]}
     return parts
+
+
+def _source(file: Path) -> str:
+    """Digest of a user's reward function. Raises UserError where there is no such file."""
+    try:
+        return sha(file.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f"reward.path={file}: {error.strerror}; give a Python file with compute_score(data_source, solution_str, "
+            "ground_truth, extra_info, **kwargs), or null for the project's own"
+        ) from error
 
 
 def key(parts: Mapping[str, Any]) -> str:

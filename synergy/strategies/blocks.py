@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from synergy.config import Config
@@ -100,6 +101,15 @@ def check_rounds(cfg: Config, rounds: int) -> None:
         )
 
 
+def own_reward(cfg: Config) -> dict[str, Any]:
+    """The setting ``reward`` of a stage that the user's own function judges; nothing for the project's own."""
+    if cfg.reward.path is None:
+        return {}
+    native = cfg.rl.verl_add.get("reward", {}).get("custom_reward_function", {}).get("reward_kwargs") or {}
+    file = str(Path(cfg.reward.path).expanduser().resolve())
+    return {"reward": {"path": file, "name": cfg.reward.name, "kwargs": dict(native)}}
+
+
 def sample(cfg: Config, name: str, model: str, data: str, order: str, note: str, **other: Any) -> Stage:
     """Pass counts of the training questions that ``order`` lists, n responses each. other: settings unlike the config's."""
     settings = {
@@ -110,6 +120,7 @@ def sample(cfg: Config, name: str, model: str, data: str, order: str, note: str,
         "engine": dict(cfg.sample.engine),
         "replicas": cfg.sample.replicas,
         "env": dict(cfg.sample.env),
+        **own_reward(cfg),
         **other,
     }
     return Stage(name, "sample", settings, {"model": model, "data": data, "order": order}, note)
@@ -178,6 +189,7 @@ def rl(
         schedule.SETTING: schedule.of_rl(cfg.rl.verl, *part),
         "seed": cfg.seed,
         "env": dict(cfg.rl.env),
+        **own_reward(cfg),
     }
     return Stage(name, "rl", settings, {"base": BASE, "model": model, "data": data}, note)
 

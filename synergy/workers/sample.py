@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reward_fns.accuracy_format import compute_score
+from reward_fns.own import compute_score
 from synergy.data import records
 from synergy.data.prompt import query
 from synergy.data.records import Record
