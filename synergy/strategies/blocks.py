@@ -8,7 +8,7 @@ from typing import Any
 
 from synergy.config import Config
 from synergy.errors import UserError
-from synergy.stages import Stage
+from synergy.stages import Stage, rl_critic
 
 BASE = "base"
 """Name of the external input that is the base model."""
@@ -156,15 +156,15 @@ def sft(
 
 
 def rl(cfg: Config, name: str, model: str, data: str, note: str, max_response_length: int) -> Stage:
-    """verl GRPO on the data's question order."""
+    """verl on the data's question order: GRPO, or PPO with a critic where algorithm.adv_estimator is gae."""
     settings = {
         "module": cfg.rl.module,
-        "verl": dict(cfg.rl.verl),
-        "verl_add": dict(cfg.rl.verl_add),
+        **rl_critic.settings(cfg.rl.verl, cfg.rl.verl_add),
         "max_response_length": max_response_length,
         "seed": cfg.seed,
         "env": dict(cfg.rl.env),
     }
+    note = note.replace("GRPO", "PPO") if rl_critic.wanted(cfg.rl.verl) else note
     return Stage(name, "rl", settings, {"base": BASE, "model": model, "data": data}, note)
 
 
