@@ -25,7 +25,7 @@ def freeze_vision(module: torch.nn.Module) -> int:
     """
     found = [value for name, value in module.named_parameters() if VISION_PARTS & set(name.split("."))]
     if not found:
-        raise ValueError("actor.freeze_vision_tower is true, but the model has no vision tensors; set it to false")
+        raise ValueError("freeze_vision_tower is true, but the model has no vision tensors; set it to false")
     for value in found:
         value.requires_grad_(False)
     return len(found)

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from synergy.driver.plan import Step
+from synergy.stages import rl_critic
 
 OPTIMIZER_FACTOR = 4
 """fp32 master weights and Adam's two moments beside the weights, in units of float32 weights."""
+CRITIC_FACTOR = 3
+"""The same for a critic of PPO, which is never handed on: no weights beside."""
 KEPT_CHECKPOINTS = 2
 DATA_BYTES = 50_000_000
 
@@ -26,7 +29,8 @@ def of_step(step: Step, model: int) -> int:
     if step.stage.kind in ("sft", "rl"):
         every = step.stage.settings.get("choose") == "best"  # a checkpoint per epoch
         kept = math.ceil(step.stage.settings["config"]["num_train_epochs"]) if every else KEPT_CHECKPOINTS
-        return model * (1 + kept * OPTIMIZER_FACTOR)
+        critic = step.stage.kind == "rl" and rl_critic.wanted(step.stage.settings["verl"])
+        return model * (1 + kept * (OPTIMIZER_FACTOR + CRITIC_FACTOR * critic))
     return 2 * model if step.stage.kind == "merge" else DATA_BYTES
 
 

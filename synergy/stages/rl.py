@@ -1,4 +1,4 @@
-"""Kind ``rl``: verl, ``python -m verl.trainer.main_ppo key=value …``, GRPO on one round's questions.
+"""Kind ``rl``: verl, ``python -m verl.trainer.main_ppo key=value …``, GRPO (or PPO) on one round's questions.
 
 The recipe's keys become verl's own command-line overrides, so verl refuses a misspelt one. Pass counts come from the
 rollouts themselves: the reward function appends question id and accuracy of each response to ``$SYNERGY_ROLLOUTS``.
@@ -17,7 +17,7 @@ from typing import Any
 from synergy import paths
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Command, Job, Progress, Stage, own_reward, schedule
+from synergy.stages import Command, Job, Progress, Stage, own_reward, rl_critic, schedule
 
 IDENTITY = frozenset({"verl", "verl_add", "max_response_length", "seed", "reward", schedule.SETTING})
 RUNTIME = frozenset({"env", "module"})
@@ -48,6 +48,8 @@ RUNTIME_KEYS = (
     "*update_weights_bucket_megabytes",
     "*log_prob_max_token_len_per_gpu",
     "*distributed_executor_backend",
+    "critic.*max_token_len_per_gpu",
+    "critic.fsdp.*_offload",
 )
 """verl keys (shell patterns) that don't change the result."""
 REWARD = "reward.custom_reward_function.path"
@@ -59,8 +61,10 @@ FIGURES = {
     "kl_loss": "actor/kl_loss",
     "grad_norm": "actor/grad_norm",
     "seconds": "timing_s/step",
+    "value_loss": "critic/vf_loss",
+    "value_explained": "critic/vf_explained_var",
 }
-"""Our names of the metrics that a report draws, and verl's."""
+"""Our names of verl's metrics, for the report's curves and metrics.jsonl; the last two are of a critic."""
 VALIDATION = {"validation_accuracy": "val-core/synergy/acc/mean@", "validation_reward": "val-aux/synergy/reward/mean@"}
 """The same for verl's own validation (trainer.test_freq), up to the number of responses per question."""
 
@@ -166,6 +170,7 @@ def command(job: Job) -> Command | None:
         "trainer.default_local_dir": str(job.work / "checkpoints"),
         "trainer.resume_mode": "disable",
         **schedule.verl_overrides(job.settings),
+        **rl_critic.overrides(job.settings["verl"], job.inputs["model"]),
     }
     if resume is not None:
         ours["trainer.resume_mode"] = "resume_path"
@@ -183,18 +188,13 @@ def command(job: Job) -> Command | None:
     return Command((str(python), "-m", job.settings["module"], *words), env, cwd=job.attempt)
 
 
-def _whole(folder: Path) -> bool:
-    """Whether a global_step folder holds all shards of the world size that wrote it, and the weights for hand-off."""
-    actor = folder / "actor"
-    shards = [p.name for p in actor.glob("model_world_size_*_rank_*.pt")]
-    if not shards or not (folder / "data.pt").exists():
-        return False
-    world = int(shards[0].split("_")[3])
-    kinds = ("model", "optim", "extra_state")
-    if not all((actor / f"{k}_world_size_{world}_rank_{r}.pt").exists() for k in kinds for r in range(world)):
+def _whole(folder: Path, critic: bool) -> bool:
+    """Whether a global_step folder holds all shards of policy and critic, and the policy's weights for hand-off."""
+    models = [folder / "actor", *([folder / "critic"] if critic else [])]
+    if not (folder / "data.pt").exists() or not all(map(rl_critic.shards_whole, models)):
         return False
     try:
-        checkpoint.read(actor / "huggingface")
+        checkpoint.read(folder / "actor" / "huggingface")
     except UserError:
         return False
     return True
@@ -205,8 +205,8 @@ def resume_point(job: Job) -> int | None:
     tracker = job.work / "checkpoints" / "latest_checkpointed_iteration.txt"
     if not tracker.exists():
         return None
-    newest = int(tracker.read_text())
-    steps = (int(p.name.rsplit("_", 1)[1]) for p in tracker.parent.glob("global_step_*") if _whole(p))
+    newest, critic = int(tracker.read_text()), rl_critic.wanted(job.settings["verl"])
+    steps = (int(p.name.rsplit("_", 1)[1]) for p in tracker.parent.glob("global_step_*") if _whole(p, critic))
     return max((step for step in steps if step <= newest), default=None)
 
 

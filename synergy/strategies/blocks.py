@@ -9,7 +9,7 @@ from typing import Any
 
 from synergy.config import Config
 from synergy.errors import UserError
-from synergy.stages import Stage, schedule
+from synergy.stages import Stage, rl_critic, schedule
 
 BASE = "base"
 """Name of the external input that is the base model."""
@@ -179,18 +179,19 @@ def rl(
     max_response_length: int,
     part: tuple[int, int] = (0, 1),
 ) -> Stage:
-    """verl GRPO on the data's question order. part: (k, R), the k-th, from 0, of the recipe's R RL rounds, which share one
-    schedule."""
+    """verl on the data's question order: GRPO, or PPO with a critic where algorithm.adv_estimator is gae. part: (k, R), the
+    k-th, from 0, of the recipe's R RL rounds, which share one schedule."""
+    native = rl_critic.settings(cfg.rl.verl, cfg.rl.verl_add)
     settings = {
         "module": cfg.rl.module,
-        "verl": dict(cfg.rl.verl),
-        "verl_add": dict(cfg.rl.verl_add),
+        **native,
         "max_response_length": max_response_length,
-        schedule.SETTING: schedule.of_rl(cfg.rl.verl, *part),
+        schedule.SETTING: schedule.of_rl(native["verl"], *part),
         "seed": cfg.seed,
         "env": dict(cfg.rl.env),
         **own_reward(cfg),
     }
+    note = note.replace("GRPO", "PPO") if rl_critic.wanted(cfg.rl.verl) else note
     return Stage(name, "rl", settings, {"base": BASE, "model": model, "data": data}, note)
 
 

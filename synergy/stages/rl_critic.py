@@ -1,0 +1,46 @@
+"""The critic of PPO beside verl's policy: in the settings, on verl's command line, in its checkpoints.
+
+The recipes carry the keys of a critic always, verl builds one for algorithm.adv_estimator=gae only. A stage without a
+critic is planned without these keys, so that they are no part of what plain GRPO is known by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from synergy.errors import UserError
+
+
+def wanted(verl: Mapping[str, Any]) -> bool:
+    """Whether verl builds a critic: its ``need_critic`` (verl/trainer/ppo/utils.py). Raises UserError for GAE without."""
+    gae = verl.get("algorithm", {}).get("adv_estimator") == "gae"
+    enable = verl.get("critic", {}).get("enable")
+    if gae and enable is False:
+        raise UserError(
+            "rl.verl.critic.enable=false leaves algorithm.adv_estimator=gae without values; drop one of them"
+        )
+    return gae if enable is None else bool(enable)
+
+
+def settings(verl: Mapping[str, Any], verl_add: Mapping[str, Any]) -> dict[str, Any]:
+    """Both parts of verl's native settings, without the critic's keys where there is no critic."""
+    parts = {"verl": verl, "verl_add": verl_add}
+    left_out = set() if wanted(verl) else {"critic"}
+    return {part: {k: v for k, v in keys.items() if k not in left_out} for part, keys in parts.items()}
+
+
+def overrides(verl: Mapping[str, Any], model: Path) -> dict[str, Any]:
+    """The driver's keys: the critic begins as the policy does, with a new value head. verl takes its tokenizer there too."""
+    return {"critic.model.path": str(model)} if wanted(verl) else {}
+
+
+def shards_whole(folder: Path) -> bool:
+    """Whether verl's checkpoint of a model holds all shards of the world size that wrote it."""
+    shards = [p.name for p in folder.glob("model_world_size_*_rank_*.pt")]
+    if not shards:
+        return False
+    world = int(shards[0].split("_")[3])
+    kinds = ("model", "optim", "extra_state")
+    return all((folder / f"{k}_world_size_{world}_rank_{r}.pt").exists() for k in kinds for r in range(world))
