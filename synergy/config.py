@@ -160,6 +160,8 @@ class Run:
     """Everything is written below; recipes share finished stages here."""
     stall_minutes: float = 30.0
     """A framework that says nothing for so long is stopped."""
+    warm: bool = False
+    """Import the frameworks' libraries once for all stages (synergy/driver/warm.py). Not for machines with accelerators."""
     keep_work: bool = False
     """Keep the frameworks' own checkpoints after a stage is published."""
 

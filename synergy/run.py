@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from synergy import cli, stages
 from synergy.compose import Task
 from synergy.config import Config
-from synergy.driver import disk, display, execute, identity, plan, sharing
+from synergy.driver import disk, display, execute, identity, plan, sharing, warm
 from synergy.driver.plan import Plan
 from synergy.report import results
 
@@ -22,12 +22,13 @@ def action(tasks: list[Task]) -> None:
         with task.telling():
             plans.append(plan.of_config(task.cfg, fetch=True))
     _require_space(plans)
-    preflight(tasks, plans)
-    for task, todo in zip(tasks, plans, strict=True):
-        if task.of > 1:
-            print(f"job {task.number} of {task.of}: {task.name}", flush=True)
-        with task.telling(STOPPED):
-            _run(task.cfg, todo if task.number == 1 else plan.of_config(task.cfg, fetch=True))
+    with warm.beside(tasks[0].cfg.run.warm, plans) as server:  # imports while the settings are checked
+        preflight(tasks, plans)
+        for task, todo in zip(tasks, plans, strict=True):
+            if task.of > 1:
+                print(f"job {task.number} of {task.of}: {task.name}", flush=True)
+            with task.telling(STOPPED):
+                _run(task.cfg, todo if task.number == 1 else plan.of_config(task.cfg, fetch=True), server)
     ends = [(task, plan.of_config(task.cfg)) for task in tasks] if len(tasks) > 1 else []
     if any(results.evaluates(todo) for _, todo in ends):
         from synergy.report import sweep_page
@@ -54,10 +55,10 @@ def preflight(tasks: Sequence[Task], plans: Sequence[Plan]) -> None:
                     stages.kind(step.stage.kind).check(step.stage, todo.pythons)
 
 
-def _run(cfg: Config, todo: Plan) -> None:
+def _run(cfg: Config, todo: Plan, server: warm.Warm | None) -> None:
     plan.require_space(todo.space, disk.needed(todo.steps))
     with display.watcher(todo.steps) as watch:
-        execute.run(todo, cfg.run.stall_minutes * 60, watch, cfg.run.keep_work)
+        execute.run(todo, cfg.run.stall_minutes * 60, watch, cfg.run.keep_work, server)
     if not results.evaluates(todo):
         print(f"{todo.steps[-1].stage.note}: {todo.steps[-1].folder / 'output'}")
         return

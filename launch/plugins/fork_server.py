@@ -8,6 +8,7 @@ runtime_env.py_executable, multiprocessing.set_executable). Run as `python scrip
 fork does. When the server is gone it becomes the real python. Linux only.
 
 The forks see the modules as imported in the server's environment variables: start it with those that matter on import.
+Only OMP_NUM_THREADS is set anew, for torch. In a fork sys.executable is the stand-in, so that what it starts is warm too.
 """
 
 import atexit
@@ -34,6 +35,11 @@ _PR_SET_PDEATHSIG = 1
 _SPARE = 500  # file descriptors are parked from here on while they are put in place
 
 
+def inside() -> bool:
+    """Whether this process is a fork of such a server."""
+    return Path(sys.executable).parent.name.startswith(_PREFIX)
+
+
 def _die_with_parent(expected: int) -> None:
     """Have the kernel kill this process when its parent ends."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -52,17 +58,18 @@ def _sweep() -> None:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def start() -> Path:
+def start(folder: Path | None = None) -> Path:
     """Fork the server off this process, which must have only one thread; the path of the stand-in for python.
 
-    The server ends with this process, and every fork ends with the server. Raises RuntimeError if there are more
-    threads.
+    folder: an empty one for the stand-in and its socket, with a short path; by default a temporary one. The server ends with
+    this process, and every fork ends with the server. Raises RuntimeError if there are more threads.
     """
     if (threads := len(os.listdir("/proc/self/task"))) != 1:
         raise RuntimeError(f"cannot fork safely: a library started {threads - 1} threads while it was imported")
-    _sweep()
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))  # for this user only; short, as a socket's path must be
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if folder is None:
+        _sweep()
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX))  # for this user only; short, as a socket's path must be
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
     python, address = folder / "python", folder / "socket"
     client = [sys.executable, "-I", "-S", str(Path(__file__).with_name("fork_client.py")), sys.executable, str(address)]
     python.write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n')
@@ -75,6 +82,7 @@ def start() -> Path:
     if os.fork() == 0:
         _die_with_parent(me)
         atexit.unregister(shutil.rmtree)
+        sys.executable = str(python)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the forks decide for themselves
         gc.collect()
         gc.freeze()  # keeps the memory of what is imported shared
@@ -184,6 +192,8 @@ def _run(arguments: list[str]) -> None:
 
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()  # else all forks would draw the same numbers
+    if (torch := sys.modules.get("torch")) and (threads := os.environ.get("OMP_NUM_THREADS", "")).isdigit():
+        torch.set_num_threads(int(threads))
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     what, rest = arguments[0], arguments[1:]

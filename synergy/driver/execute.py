@@ -20,6 +20,7 @@ from synergy import stages
 from synergy.driver import identity, ledger, process
 from synergy.driver.ledger import Entry
 from synergy.driver.plan import Plan, Step
+from synergy.driver.warm import PATIENCE, Warm
 from synergy.errors import StageFailed, UserError
 from synergy.stages import Command, Job, Progress
 
@@ -36,7 +37,9 @@ class Watcher:
     done: Callable[[Step, str, float], None]
 
 
-def run(todo: Plan, stall_seconds: float, watch: Watcher, keep_work: bool = False) -> list[Entry]:
+def run(
+    todo: Plan, stall_seconds: float, watch: Watcher, keep_work: bool = False, warm: Warm | None = None
+) -> list[Entry]:
     """Runs the plan; returns the ledger entries of all its stages, in order. One driver at a time per run directory."""
     space = todo.space
     lock = FileLock(space.root / ".lock", timeout=0)
@@ -58,7 +61,7 @@ def run(todo: Plan, stall_seconds: float, watch: Watcher, keep_work: bool = Fals
                 watch.done(step, "reused", 0.0)
                 continue
             inputs = {role: entries[name].digest for role, name in step.stage.inputs.items() if name in entries}
-            entry = _run_step(step, todo, stall_seconds, watch, inputs)
+            entry = _run_step(step, todo, stall_seconds, watch, inputs, warm)
             entries[step.stage.name] = entry
             _tidy(step, keep_work)
             warning = entry.figures.get("warning")
@@ -74,7 +77,9 @@ def _tidy(step: Step, keep_work: bool) -> None:
         shutil.rmtree(step.folder / "work", ignore_errors=True)
 
 
-def _run_step(step: Step, todo: Plan, stall_seconds: float, watch: Watcher, inputs: dict[str, str]) -> Entry:
+def _run_step(
+    step: Step, todo: Plan, stall_seconds: float, watch: Watcher, inputs: dict[str, str], warm: Warm | None
+) -> Entry:
     kind = stages.kind(step.stage.kind)
     process.reap(step.key)  # left by a driver that was killed
     started, attempt = time.time(), _next_attempt(step.folder)
@@ -82,7 +87,7 @@ def _run_step(step: Step, todo: Plan, stall_seconds: float, watch: Watcher, inpu
     job.attempt.mkdir(parents=True)
     job.work.mkdir(exist_ok=True)
     command = kind.command(job)
-    peak = _run_command(command, job, stall_seconds, watch, step) if command is not None else 0
+    peak = _run_command(command, job, stall_seconds, watch, step, warm) if command is not None else 0
     aside = step.folder / ".publishing"
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -113,7 +118,9 @@ def _run_step(step: Step, todo: Plan, stall_seconds: float, watch: Watcher, inpu
     return entry
 
 
-def _run_command(command: Command, job: Job, stall_seconds: float, watch: Watcher, step: Step) -> int:
+def _run_command(
+    command: Command, job: Job, stall_seconds: float, watch: Watcher, step: Step, warm: Warm | None
+) -> int:
     """Runs a stage's command to a good end; returns its peak memory. Raises UserError or StageFailed otherwise."""
     kind = stages.kind(job.stage.kind)
     script = job.attempt / "command.sh"
@@ -128,7 +135,10 @@ def _run_command(command: Command, job: Job, stall_seconds: float, watch: Watche
             last[0], moved[0] = now, time.time()
         watch.tick(step, now)
 
-    outcome = process.run(command, job.key, _log(job), tick, lambda: moved[0], stall_seconds)
+    if warm is not None:  # what has no framework to import does not wait for one
+        command = warm.command(command, PATIENCE if kind.FRAMEWORKS else 0.0)
+    beside = warm.mark if warm is not None else None
+    outcome = process.run(command, job.key, _log(job), tick, lambda: moved[0], stall_seconds, beside)
     (job.attempt / "outcome.json").write_text(
         json.dumps({"code": outcome.code, "seconds": outcome.seconds, "peak_memory": outcome.peak_memory}) + "\n"
     )

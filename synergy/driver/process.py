@@ -12,7 +12,7 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +44,11 @@ def environment(command: Command, mark: str) -> dict[str, str]:
     return {**env, "PYTHONUNBUFFERED": "1", **command.env, MARK: mark}
 
 
-def marked(mark: str) -> Iterator[psutil.Process]:
+def marked(*marks: str) -> Iterator[psutil.Process]:
     """All live processes of a stage, wherever they moved in the process tree."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
-            if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(MARK) in marks and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
 
 
@@ -65,10 +65,10 @@ def reap(mark: str, grace: float = GRACE_SECONDS) -> int:
     return len(found)
 
 
-def _memory(mark: str) -> int:
-    """Proportional set size of all processes of a stage, bytes: shared pages count once."""
+def _memory(marks: Collection[str]) -> int:
+    """Proportional set size of all processes that bear one of the marks, bytes: shared pages count once."""
     total = 0
-    for process in marked(mark):
+    for process in marked(*marks):
         with contextlib.suppress(psutil.Error, OSError), open(f"/proc/{process.pid}/smaps_rollup") as rollup:
             total += sum(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Pss:"))
     return total
@@ -81,14 +81,17 @@ def run(
     tick: Callable[[], None],
     alive: Callable[[], float],
     stall_seconds: float,
+    beside: str | None = None,
 ) -> Outcome:
     """Runs the command to its end; its output goes to ``log``.
 
-    tick: called about once a second, for progress. alive: time stamp of the newest sign of life besides the log.
+    tick: called about once a second, for progress. alive: time stamp of the newest sign of life besides the log. beside: mark
+    of processes that serve the stage, whose memory counts as the stage's.
     A child silent for ``stall_seconds`` is killed. On KeyboardInterrupt, and on any other error, all its processes are ended
     before the exception goes on.
     """
     started, peak, sampled, ticked, stalled = time.time(), 0, 0.0, 0.0, False
+    marks = (mark,) if beside is None else (mark, beside)
     with log.open("ab") as sink:
         child = subprocess.Popen(
             command.argv,
@@ -109,7 +112,7 @@ def run(
             ticked = now
             tick()
             if now - sampled >= MEMORY_SECONDS:
-                peak, sampled = max(peak, _memory(mark)), now
+                peak, sampled = max(peak, _memory(marks)), now
             if now - max(started, log.stat().st_mtime, alive()) > stall_seconds:
                 stalled = True
                 break

@@ -1,0 +1,79 @@
+"""`python warm_start.py FOLDER`: import the big libraries once, and serve FOLDER/python, a stand-in for python that has them.
+
+Kept by the driver (synergy/driver/warm.py) for as long as it runs stages on a machine without accelerator: every framework's
+process is then a fork of this one (see fork_server), where it would spend its first ten seconds importing. Ends when its
+standard input does. Exit code 1 when a library started a thread while it was imported, since a fork would not be safe.
+"""
+
+import contextlib
+import importlib
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import fork_server
+
+# What the processes share. Not Ray, and so neither verl nor LLaMA-Factory: Ray reads the environment of a worker when it is
+# imported.
+PRELOAD = (
+    "vllm",
+    "vllm._custom_ops",
+    "vllm.entrypoints.cli.serve",
+    "vllm.entrypoints.openai.api_server",
+    "vllm.v1.engine.async_llm",
+    "vllm.v1.engine.core",
+    "vllm.v1.executor.uniproc_executor",
+    "vllm.v1.executor.multiproc_executor",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.model_executor.models.qwen2_5_vl",
+    "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
+    "transformers.models.qwen2_5_vl.processing_qwen2_5_vl",
+    "transformers.generation",
+    "transformers.trainer_seq2seq",
+    "accelerate",
+    "datasets",
+    "peft",
+    "torchaudio",
+    "trl",
+    "wandb",
+    "matplotlib.pyplot",
+    "tensordict",
+    "qwen_vl_utils",
+    "hydra",
+    "torch.distributed.fsdp",
+    "torch.distributed.checkpoint.state_dict",
+)
+# Libraries that would start threads when they are imported: pyarrow's allocator, numpy's linear algebra.
+SINGLE_THREADED = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"}
+
+
+def preload() -> None:
+    """Import what the processes share, and nothing that starts a thread or reads what differs between them."""
+    for name, value in SINGLE_THREADED.items():
+        os.environ.setdefault(name, value)
+    hidden: dict[str, Any] = {"ray": None}  # vLLM imports Ray where it finds it, for an executor that is not used here
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sys.modules.update(hidden)
+        for name in PRELOAD:
+            with contextlib.suppress(ImportError):  # without it the start is only slower
+                importlib.import_module(name)
+        del sys.modules["ray"]
+
+
+def main(folder: Path) -> int:
+    """Import, serve, and wait for the end of standard input."""
+    preload()
+    try:
+        fork_server.start(folder)
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    sys.stdin.read()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,102 @@
+"""A warm start for the frameworks' processes: one process imports their libraries once, every stage is a fork of it.
+
+A switch between frameworks costs a start of each: ten seconds of imports before LLaMA-Factory, verl or vLLM does anything,
+more than a whole stage at tiny scale. With ``run.warm`` the driver starts ``launch/plugins/warm_start.py`` beside the first
+stage and runs the same native commands by its stand-in for python. Results are the same (``tests/test_warm.py``);
+``command.sh`` names the real python and needs none of this. For machines without accelerator: CUDA does not survive a fork.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from synergy import paths, stages
+from synergy.driver.plan import Plan
+from synergy.driver.process import MARK
+from synergy.machine import die_with_parent
+from synergy.stages import Command
+
+PREFIX = "synergy-fork-"
+"""Of the folder's name, by which launch/plugins/fork_server.py knows its forks."""
+PATIENCE = 120.0
+"""Seconds that a stage waits for the libraries before it imports for itself."""
+
+
+@dataclass(frozen=True)
+class Warm:
+    """python: the interpreter whose libraries are imported. mark: what its processes bear in place of a stage's key."""
+
+    python: Path
+    folder: Path
+    process: subprocess.Popen[bytes]
+    mark: str
+
+    def ready(self, patience: float) -> bool:
+        """Whether the libraries are imported; waits for that, in seconds. False after that, or if they never will be."""
+        end = time.monotonic() + patience
+        while self.process.poll() is None:
+            if (self.folder / "socket").exists():
+                return True
+            if time.monotonic() >= end:
+                break
+            time.sleep(0.05)
+        return False
+
+    def command(self, command: Command, patience: float = PATIENCE) -> Command:
+        """The same command, started by the stand-in if it is this interpreter's, or one of the scripts beside it."""
+        program = Path(command.argv[0])
+        ours = program == self.python
+        if not (ours or (program.parent == self.python.parent and _is_script(program))) or not self.ready(patience):
+            return command
+        stand_in = str(self.folder / "python")
+        return replace(command, argv=(stand_in, *(command.argv[1:] if ours else command.argv)))
+
+
+def _is_script(program: Path) -> bool:
+    with program.open("rb") as stream:
+        return b"python" in stream.readline(200)
+
+
+def beside(wanted: bool, plans: Sequence[Plan]) -> contextlib.AbstractContextManager[Warm | None]:
+    """A warm server for all that the plans will run, or None if it is not wanted or nothing would be imported."""
+    steps = [(todo, step) for todo in plans for step in todo.steps if step.action != "reuse"]
+    pythons = [todo.pythons[name] for todo, step in steps for name in stages.kind(step.stage.kind).FRAMEWORKS]
+    if not wanted or not pythons:
+        return contextlib.nullcontext()
+    env: dict[str, str] = {}
+    for _, step in steps:
+        env = {**step.stage.settings.get("env", {}), **env}
+    return server(Path(Counter(pythons).most_common(1)[0][0]), env)
+
+
+@contextlib.contextmanager
+def server(python: Path, env: Mapping[str, str]) -> Iterator[Warm]:
+    """Starts importing at once; ends the server, and so every fork, with the block. env: what the stages' processes have in
+    their environment that matters when a library is imported."""
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # short, as a socket's path must be
+    mark = f"warm-{os.getpid()}"
+    plain = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(
+        [str(python), str(paths.ROOT / "launch" / "plugins" / "warm_start.py"), str(folder)],
+        env={**plain, "PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **env, MARK: mark},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+    )
+    try:
+        yield Warm(python, folder, process, mark)
+    finally:
+        process.kill()
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
