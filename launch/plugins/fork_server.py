@@ -47,7 +47,7 @@ def _die_with_parent(expected: int) -> None:
         os._exit(1)
 
 
-def _sweep() -> None:
+def sweep() -> None:
     """Remove the folders of servers whose process was killed: nobody listens there any more."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -67,7 +67,7 @@ def start(folder: Path | None = None) -> Path:
     if (threads := len(os.listdir("/proc/self/task"))) != 1:
         raise RuntimeError(f"cannot fork safely: a library started {threads - 1} threads while it was imported")
     if folder is None:
-        _sweep()
+        sweep()
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))  # for this user only; short, as a socket's path must be
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     python, address = folder / "python", folder / "socket"
@@ -75,7 +75,8 @@ def start(folder: Path | None = None) -> Path:
     python.write_text(f'#!/bin/sh\nexec {shlex.join(client)} "$@"\n')
     python.chmod(0o700)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(address))
+    aside = folder / "opening"
+    listener.bind(str(aside))
     listener.listen(64)
     multiprocessing.set_executable(str(python))
     me = os.getpid()
@@ -88,6 +89,7 @@ def start(folder: Path | None = None) -> Path:
         gc.freeze()  # keeps the memory of what is imported shared
         _become(*_serve(listener))
     listener.close()
+    aside.rename(address)  # whoever sees the socket finds somebody there
     return python
 
 

@@ -65,6 +65,7 @@ def preload() -> None:
 
 def main(folder: Path) -> int:
     """Import, serve, and wait for the end of standard input."""
+    fork_server.sweep()
     preload()
     try:
         fork_server.start(folder)

@@ -1,0 +1,101 @@
+"""The warm start: the same programs with the same results, without their imports, and nothing left when the driver goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from synergy import environments, paths
+from synergy.driver import process, warm
+from synergy.driver.warm import Warm
+from synergy.stages import Command
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+PYTHON = environments.locate("vllm")
+CODE = "import json, os, sys; print(json.dumps([sorted(sys.modules), os.environ.get('X'), sys.executable]))"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Warm]:
+    with warm.server(PYTHON, {"OMP_NUM_THREADS": "1"}) as found:
+        assert found.ready(warm.PATIENCE), "the libraries start a thread, or cannot be imported"
+        yield found
+
+
+def output(command: Command, tmp_path: Path) -> str:
+    outcome = process.run(command, "k", tmp_path / "log.txt", lambda: None, time.time, 60)
+    assert outcome.code == 0, (tmp_path / "log.txt").read_text()
+    return (tmp_path / "log.txt").read_text()
+
+
+def test_a_command_finds_the_frameworks_imported(server: Warm, tmp_path: Path) -> None:
+    command = Command((str(PYTHON), "-c", CODE), {"X": "é"}, cwd=tmp_path)
+    modules, told, executable = json.loads(output(server.command(command), tmp_path).splitlines()[-1])
+    assert {"vllm", "transformers", "torch", "trl"} <= set(modules) and told == "é"
+    assert not {"ray", "verl", "llamafactory"} & set(modules), "Ray reads a worker's environment when it is imported"
+    assert executable == str(server.folder / "python"), "what it starts is warm too"
+
+
+def test_scripts_of_the_environment_start_warm_and_other_programs_as_ever(server: Warm) -> None:
+    script = Command((str(PYTHON.parent / "llamafactory-cli"), "version"))
+    assert server.command(script).argv == (str(server.folder / "python"), *script.argv)
+    for program in ("/bin/sh", sys.prefix + "x/bin/python"):
+        other = Command((program, "-c", "true"))
+        assert server.command(other) == other
+
+
+def test_threads_are_those_of_the_stage(server: Warm, tmp_path: Path) -> None:
+    code = "import torch; print(torch.get_num_threads())"
+    for threads in ("1", "2"):
+        command = Command((str(PYTHON), "-c", code), {"OMP_NUM_THREADS": threads})
+        (tmp_path / threads).mkdir()
+        assert output(server.command(command), tmp_path / threads).split()[-1] == threads
+
+
+def test_memory_counts_and_a_killed_stage_leaves_nothing(server: Warm, tmp_path: Path) -> None:
+    code = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    command = server.command(Command((str(PYTHON), "-c", code)))
+    log = tmp_path / "log.txt"
+    outcome = process.run(command, "stalled", log, lambda: None, lambda: 0.0, 7, server.mark)
+    assert outcome.stalled and outcome.peak_memory > 2e8, "the server's memory is the stage's"
+    assert not psutil.pid_exists(int(log.read_text().split()[0])) and not list(process.marked("stalled"))
+    assert server.ready(0)
+
+
+def test_without_a_server_the_command_starts_cold(server: Warm) -> None:
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    command = Command((str(PYTHON), "-c", "pass"))
+    assert replace(server, process=gone, folder=Path("/nowhere")).command(command) == command
+
+
+def test_the_server_ends_with_a_driver_that_is_killed() -> None:
+    driver = (
+        "import sys, time; from pathlib import Path; from synergy.driver import warm\n"
+        f"with warm.server(Path({str(PYTHON)!r}), {{}}) as server:\n"
+        "    print(server.ready(120), server.folder, server.mark, flush=True); time.sleep(60)\n"
+    )
+    child = subprocess.Popen([sys.executable, "-c", driver], stdout=subprocess.PIPE, text=True, cwd=paths.ROOT)
+    assert child.stdout is not None
+    ready, folder, mark = child.stdout.readline().split()
+    assert ready == "True" and len(list(process.marked(mark))) == 2
+    child.kill()
+    child.wait()
+    end = time.monotonic() + 20
+    while list(process.marked(mark)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not list(process.marked(mark))
+    # Its folder goes with the next server that starts.
+    long_ago = time.time() - 100
+    os.utime(folder, (long_ago, long_ago))
+    with warm.server(PYTHON, {}) as another:
+        assert another.ready(warm.PATIENCE) and not Path(folder).exists()
