@@ -57,6 +57,8 @@ def test_any_recipe_can_have_a_critic() -> None:
     stages = plan("progressive", "rl.verl.algorithm.adv_estimator=gae")
     assert all("critic" in stages[f"rl-{n}"].settings["verl"] for n in (1, 2, 3))
     assert stages["rl-3"].note.startswith("PPO")
+    cosine = "+rl.verl.critic.optim.lr_scheduler_type=cosine"
+    assert plan("progressive", cosine) == plan("progressive"), "nor does the schedule of a critic that is not there"
     assert "critic" in plan("rl", "+rl.verl.critic.enable=true")["rl"].settings["verl"], "verl would build one"
     with pytest.raises(UserError, match=r"critic\.enable"):
         plan(PPO, "+rl.verl.critic.enable=false")

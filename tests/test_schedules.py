@@ -39,6 +39,7 @@ from schedule_part import Part  # noqa: E402
 
 LR = 1e-3
 COSINE = "+rl.verl.actor_rollout_ref.actor.optim.lr_scheduler_type=cosine"
+PPO = ["rl.verl.algorithm.adv_estimator=gae"]
 
 
 def optimizer() -> Any:
@@ -207,7 +208,7 @@ def test_sft_schedules_that_cannot_be_cut_are_refused(override: str, told: str) 
     ("overrides", "told"),
     [
         (["+rl.verl.actor_rollout_ref.actor.optim.lr_warmup_steps=5"], "lr_warmup_steps_ratio"),
-        (["+rl.verl.critic={optim: {lr_warmup_steps: 5}}"], r"critic\.optim\.lr_warmup_steps_ratio"),
+        ([*PPO, "+rl.verl.critic.optim.lr_warmup_steps=5"], r"critic\.optim\.lr_warmup_steps_ratio"),
         ([COSINE, "rl.verl.actor_rollout_ref.actor.strategy=veomni"], "fsdp2"),
     ],
 )
