@@ -2,14 +2,23 @@
 
 For jobs on one machine without accelerator (see fork_server). The processes of Ray's workers come from the fork
 server by Ray's own runtime_env.py_executable, those of vLLM by multiprocessing. Started by a warm server's stand-in for
-python (see warm_start), that one serves them too.
+python (see warm_start), that one serves them too; and with $SYNERGY_RAY_ADDRESS the job attaches to the cluster there
+(see warm_ray), by verl's own ray_kwargs, instead of starting one.
 """
 
+import json
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import fork_server
 import warm_start
+
+ADDRESS = "SYNERGY_RAY_ADDRESS"
+RAY = "ray_kwargs.ray_init"
+STAGE = ("SYNERGY_", "VERL_", "VLLM_", "HF_", "TRANSFORMERS_", "TORCH", "OMP_", "TOKENIZERS_", "PYTHON")
+"""Beginnings of the names of variables that a stage sets: workers of a cluster that was there before don't inherit them."""
 
 
 def stand_in() -> Path:
@@ -20,11 +29,32 @@ def stand_in() -> Path:
     return fork_server.start()
 
 
+def attached(environment: Mapping[str, str], overrides: list[str]) -> list[str]:
+    """What verl is told to attach to the cluster at $SYNERGY_RAY_ADDRESS, if there is one: its address, no sizes, which Ray
+    refuses for a cluster that is there, and the stage's environment."""
+    address = environment.get(ADDRESS)
+    if not address:
+        return []
+    sized = {word.lstrip("+").partition("=")[0] for word in overrides if word.lstrip("+").startswith(f"{RAY}.")}
+    plain = sorted(name for name in sized if name.count(".") == 2)
+    passed = {name: value for name, value in sorted(environment.items()) if name.startswith(STAGE) and name != ADDRESS}
+    return [
+        f"++{RAY}.address={_quoted(address)}",
+        *(f"++{name}=null" for name in plain),
+        *(f"++{RAY}.runtime_env.env_vars.{name}={_quoted(value)}" for name, value in passed.items()),
+    ]
+
+
+def _quoted(value: str) -> str:
+    """In Hydra's grammar."""
+    return json.dumps(value, ensure_ascii=False)
+
+
 def main() -> None:
     """Run verl's trainer with this process's arguments."""
-    arguments = sys.argv[1:]
+    arguments = [*sys.argv[1:], *attached(os.environ, sys.argv[1:])]
     try:
-        arguments.append(f"++ray_kwargs.ray_init.runtime_env.py_executable={stand_in()}")
+        arguments.append(f"++{RAY}.runtime_env.py_executable={stand_in()}")
     except RuntimeError as error:
         print(f"verl_fork: {error}; every process imports for itself, which is slower", file=sys.stderr)
     from verl.trainer import main_ppo

@@ -2,13 +2,15 @@
 
 A switch between frameworks costs a start of each: ten seconds of imports before LLaMA-Factory, verl or vLLM does anything,
 more than a whole stage at tiny scale. With ``run.warm`` the driver starts ``launch/plugins/warm_start.py`` beside the first
-stage and runs the same native commands by its stand-in for python. Results are the same (``tests/test_warm.py``);
-``command.sh`` names the real python and needs none of this. For machines without accelerator: CUDA does not survive a fork.
+stage and runs the same native commands by its stand-in for python; one Ray cluster serves all of verl's jobs
+(``launch/plugins/warm_ray.py``). ``command.sh`` names the real python and needs none of this. For machines without
+accelerator: CUDA does not survive a fork.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -18,15 +20,20 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from synergy import paths, stages
 from synergy.driver.plan import Plan
-from synergy.driver.process import MARK
+from synergy.driver.process import MARK, reap
 from synergy.machine import die_with_parent
 from synergy.stages import Command
 
 PREFIX = "synergy-fork-"
 """Of the folder's name, by which launch/plugins/fork_server.py knows its forks."""
+CLUSTER = "ray"
+"""File in the folder that names the Ray cluster."""
+VERL = "verl_fork"
+"""The launcher of verl that attaches to it."""
 PATIENCE = 120.0
 """Seconds that a stage waits for the libraries before it imports for itself."""
 
@@ -52,13 +59,16 @@ class Warm:
         return False
 
     def command(self, command: Command, patience: float = PATIENCE) -> Command:
-        """The same command, started by the stand-in if it is this interpreter's, or one of the scripts beside it."""
+        """The same command, started by the stand-in if it is this interpreter's, or one of the scripts beside it; verl is told
+        where the Ray cluster is."""
         program = Path(command.argv[0])
         ours = program == self.python
         if not (ours or (program.parent == self.python.parent and _is_script(program))) or not self.ready(patience):
             return command
         stand_in = str(self.folder / "python")
-        return replace(command, argv=(stand_in, *(command.argv[1:] if ours else command.argv)))
+        cluster = self.folder / CLUSTER
+        env = {**command.env, "SYNERGY_RAY_ADDRESS": cluster.read_text()} if cluster.exists() else command.env
+        return replace(command, argv=(stand_in, *(command.argv[1:] if ours else command.argv)), env=env)
 
 
 def _is_script(program: Path) -> bool:
@@ -68,35 +78,54 @@ def _is_script(program: Path) -> bool:
 
 def beside(wanted: bool, plans: Sequence[Plan]) -> contextlib.AbstractContextManager[Warm | None]:
     """A warm server for all that the plans will run, or None if it is not wanted or nothing would be imported."""
-    steps = [(todo, step) for todo in plans for step in todo.steps if step.action != "reuse"]
-    pythons = [todo.pythons[name] for todo, step in steps for name in stages.kind(step.stage.kind).FRAMEWORKS]
+    steps = [(todo, step.stage) for todo in plans for step in todo.steps if step.action != "reuse"]
+    pythons = [todo.pythons[name] for todo, stage in steps for name in stages.kind(stage.kind).FRAMEWORKS]
     if not wanted or not pythons:
         return contextlib.nullcontext()
     env: dict[str, str] = {}
-    for _, step in steps:
-        env = {**step.stage.settings.get("env", {}), **env}
-    return server(Path(Counter(pythons).most_common(1)[0][0]), env)
+    for _, stage in steps:
+        env = {**stage.settings.get("env", {}), **env}
+    clusters = [_ray(stage.settings) for _, stage in steps if stage.kind == "rl" and stage.settings["module"] == VERL]
+    return server(Path(Counter(pythons).most_common(1)[0][0]), env, next(iter(clusters), None))
+
+
+def _ray(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What verl would give ``ray.init``."""
+    native = [settings[part].get("ray_kwargs", {}).get("ray_init", {}) for part in ("verl", "verl_add")]
+    return {**native[0], **native[1]}
 
 
 @contextlib.contextmanager
-def server(python: Path, env: Mapping[str, str]) -> Iterator[Warm]:
+def server(python: Path, env: Mapping[str, str], cluster: Mapping[str, Any] | None = None) -> Iterator[Warm]:
     """Starts importing at once; ends the server, and so every fork, with the block. env: what the stages' processes have in
-    their environment that matters when a library is imported."""
+    their environment that matters when a library is imported. cluster: ``ray.init``'s arguments, if verl is to run."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # short, as a socket's path must be
     mark = f"warm-{os.getpid()}"
-    plain = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    process = subprocess.Popen(
-        [str(python), str(paths.ROOT / "launch" / "plugins" / "warm_start.py"), str(folder)],
-        env={**plain, "PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **env, MARK: mark},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=die_with_parent,
+    plugins, plain = paths.ROOT / "launch" / "plugins", dict(os.environ)
+    plain.pop("PYTHONDONTWRITEBYTECODE", None)
+    full = {**plain, "PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **env, MARK: mark}
+    programs = [[str(plugins / "warm_start.py"), str(folder)]]
+    programs += (
+        [[str(plugins / "warm_ray.py"), str(folder / CLUSTER), json.dumps(cluster)]] if cluster is not None else []
     )
+    started: list[subprocess.Popen[bytes]] = []
     try:
-        yield Warm(python, folder, process, mark)
+        for program in programs:
+            child = subprocess.Popen(
+                [str(python), *program],
+                env=full,
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+            started.append(child)
+        yield Warm(python, folder, started[0], mark)
     finally:
-        process.kill()
-        process.wait()
+        for child in started:
+            child.kill()
+            child.wait()
+        reap(mark)
         shutil.rmtree(folder, ignore_errors=True)
