@@ -19,6 +19,7 @@ import decimal, fork_server
 print(fork_server.start(), flush=True)
 sys.stdin.read()
 """
+CODE = "import sys; print('decimal' in sys.modules)"
 
 
 @pytest.fixture
@@ -91,6 +92,17 @@ def test_passes_on_open_files_and_signals(python: str) -> None:
     assert process.wait(10) == 7
     process = subprocess.Popen([python, "-c", "import os; os.kill(os.getpid(), 9)"])
     assert process.wait(10) == -signal.SIGKILL
+
+
+def test_a_fork_s_process_group_can_be_killed_alone(python: str) -> None:
+    code = "import os, time; print(os.getpgid(0), flush=True); time.sleep(60)"
+    process = subprocess.Popen([python, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    os.killpg(int(process.stdout.readline()), signal.SIGKILL)
+    assert process.wait(10) == -signal.SIGKILL
+    assert subprocess.run([python, "-c", CODE], capture_output=True, text=True).stdout.split()[-1] == "True", (
+        "still warm"
+    )
 
 
 def test_multiprocessing_spawns_through_it(python: str, tmp_path: Path) -> None:
