@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
             return sum(row["tokens"] for _, row in records.lines(file))
 
         seconds: dict[str, list[tuple[float, float]]] = {"plain": [], "ours": []}
-        theirs()  # warm
+        theirs(), ours()  # warm
         for turn in range(repeats):
             for name, run in (("plain", theirs), ("ours", ours))[:: 1 if turn % 2 == 0 else -1]:
                 engine.reset_prefix_cache()

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
 import types
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
-from synergy import lab
+from synergy import lab, paths
 from synergy.data import records
 from synergy.data.records import Record
+from synergy.lab import digits
 from synergy.workers import sample
 
 
@@ -164,3 +169,47 @@ def test_a_failed_engine_ends_the_others(capsys: pytest.CaptureFixture[str]) -> 
     assert sample.together(running) == 1
     assert running[0].wait(timeout=10) == -signal.SIGTERM
     assert capsys.readouterr().out.startswith("engine 1 ended with exit code 7")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_engines_killed_in_the_middle_repeat_no_finished_question(tmp_path: Path) -> None:
+    """The real vLLM: SIGKILL to both engines and the program that started them, then the same command again."""
+    digits.write(tmp_path, train=24, val=1, bench=1)
+    recipe = yaml.safe_load((paths.ROOT / "recipes/sample/tiny.yaml").read_text())
+    folder, n = tmp_path / "responses", 4
+    spec = {
+        "model": str(lab.BASE), "records": str(tmp_path / "train.jsonl"), "ids": None, "n": n, "seed": 0,
+        "sampling": recipe["sampling"], "instruction": lab.INSTRUCTION, "replicas": 2, "responses": str(folder),
+        "engine": {**recipe["engine"], "max_num_seqs": n},
+    }  # fmt: skip
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    argv = [sys.executable, "-m", "synergy.workers.sample", str(tmp_path / "spec.json")]
+    env = {**os.environ, **recipe["env"], "PYTHONPATH": paths.pythonpath(), "CUDA_VISIBLE_DEVICES": ""}
+    with (tmp_path / "log.txt").open("wb") as log:
+        running = subprocess.Popen(argv, env=env, stdout=log, stderr=log, start_new_session=True)
+        while len({row["id"] for row in whole_rows(folder)}) < 3:  # one question at a time in each engine
+            assert running.poll() is None, (tmp_path / "log.txt").read_text()[-3000:]
+            time.sleep(0.02)
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        before = whole_rows(folder)
+        counts = Counter(row["id"] for row in before)
+        finished = {name for name, count in counts.items() if count == n}
+        assert 2 <= len(finished) < 24, "killed in the middle"
+        subprocess.run(argv, env=env, stdout=log, stderr=log, check=True)
+    after = list(sample.rows(folder))
+    assert sorted((row["id"], row["index"]) for row in after) == sorted(
+        (record.id, index) for record in records.read(tmp_path / "train.jsonl") for index in range(n)
+    )
+    kept = [[row for row in rows if row["id"] in finished] for rows in (before, after)]
+    assert kept[0] == kept[1], "as they were"
+    assert f"24 questions, {len(finished)} answered before, 4 responses each, 2 engines" in (
+        tmp_path / "log.txt"
+    ).read_text(errors="replace")
+
+
+def whole_rows(folder: Path) -> list[dict[str, Any]]:
+    """Rows on file while engines write: a line that is not ended yet is left out."""
+    texts = [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.jsonl"))]
+    return [json.loads(line) for text in texts for line in text.splitlines(keepends=True) if line.endswith("\n")]
