@@ -79,8 +79,9 @@ def answers(records: Sequence[Record], where: str) -> None:
         raise UserError(f"{where}: record {name!r} {problem}{more}; mend these records or leave them out")
 
 
-def images(records: Sequence[Record], media: Path, cells: ImageGrid) -> dict[str, int]:
-    """Opens every image fully; image path -> visual tokens. Raises UserError for the first that fails."""
+def images(records: Sequence[Record], media: Path, cells: ImageGrid, whole: bool = True) -> dict[str, int]:
+    """Opens every image, fully unless ``whole`` is false; image path -> visual tokens. Raises UserError for the first that
+    fails."""
     from PIL import Image
 
     counts: dict[str, int] = {}
@@ -90,7 +91,8 @@ def images(records: Sequence[Record], media: Path, cells: ImageGrid) -> dict[str
                 continue
             try:
                 with Image.open(media / name) as picture:
-                    picture.load()
+                    if whole:
+                        picture.load()
                     width, height = picture.size
             except (OSError, SyntaxError, ValueError) as error:
                 raise UserError(f"record {record.id!r}: image {media / name} can't be opened ({error})") from error
@@ -137,4 +139,18 @@ def prompts(
             raise UserError(
                 f"record {record.id!r}: its prompt and trace prefix make {total} tokens, more than "
                 f"rl.verl.data.max_prompt_length={limit}; raise it (and rollout.max_model_len), or leave the record out"
+            )
+
+
+def questions(
+    asked: Sequence[Record], visual: dict[str, int], words: Tokenizer, instruction: str | None, limit: int
+) -> None:
+    """Raises UserError when a prompt leaves no room for a response in vLLM's max_model_len: the engine would end there."""
+    texts = words.encode_batch_fast([query(r.question, r.choices, instruction) for r in asked])
+    for record, text in zip(asked, texts, strict=True):
+        total = len(text.ids) + sum(visual[name] for name in record.images) + TEMPLATE_TOKENS
+        if total >= limit:
+            raise UserError(
+                f"record {record.id!r}: its prompt makes {total} tokens and leaves no room for a response within "
+                f"sample.engine.max_model_len={limit}; raise that, or leave the record out"
             )

@@ -12,16 +12,18 @@ import json
 import os
 import subprocess
 import sys
+import time
 import zlib
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from reward_fns.own import compute_score
-from synergy.data import records
+from synergy.data import checks, records
 from synergy.data.prompt import query
 from synergy.data.records import Record
+from synergy.errors import UserError
 from synergy.machine import die_with_parent
 
 IN_FLIGHT = 1024
@@ -73,6 +75,14 @@ def engines(spec: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} if seen else {} for share in shares]
 
 
+def check(spec: Mapping[str, Any], left: Sequence[Record]) -> None:
+    """What vLLM would die of in the middle of the run. Raises UserError that names the question."""
+    model, limit = Path(spec["model"]), spec["engine"].get("max_model_len")
+    visual = checks.images(left, Path(spec["records"]).parent, checks.grid(model), whole=False)
+    if limit:
+        checks.questions(left, visual, checks.tokenizer(model), spec["instruction"], int(limit))
+
+
 def request(record: Record, processor: Any, media: Path, instruction: str | None) -> dict[str, Any]:
     """vLLM's input for one question: the rendered chat and its images."""
     from PIL import Image
@@ -89,10 +99,15 @@ def request(record: Record, processor: Any, media: Path, instruction: str | None
     }
 
 
+def judged(record: Record, response: str) -> Mapping[str, float]:
+    """What the reward function makes of one response."""
+    told = {"id": record.id, "split": "sample", "choices": dict(record.choices) if record.choices else ""}
+    return compute_score("synergy", response, record.answer, told)
+
+
 def row(record: Record, index: int, output: Any) -> dict[str, Any]:
     """One line of responses.jsonl."""
-    told = {"id": record.id, "split": "sample", "choices": dict(record.choices) if record.choices else ""}
-    score = compute_score("synergy", output.text, record.answer, told)
+    score = judged(record, output.text)
     return {
         "id": record.id,
         "index": index,
@@ -134,35 +149,33 @@ def ask(engine: Any, processor: Any, spec: Mapping[str, Any], left: Sequence[Rec
     plain = {k: v for k, v in spec["sampling"].items() if k != "seed"} | {"output_kind": RequestOutputKind.FINAL_ONLY}
     media = Path(spec["records"]).parent
 
-    def requests() -> Iterator[tuple[Record, dict[str, Any], Any]]:
-        for record in left:
-            params = SamplingParams(n=spec["n"], seed=seed(spec, record.id), **plain)
-            yield record, request(record, processor, media, spec["instruction"]), params
+    def add(record: Record) -> None:
+        params = SamplingParams(n=spec["n"], seed=seed(spec, record.id), **plain)
+        try:
+            # Rendered by the engine's own renderer, as `LLM.generate` does: a raw prompt takes twice the time (vLLM 0.27).
+            (rendered,) = engine.renderer.render_cmpl([request(record, processor, media, spec["instruction"])])
+            engine.llm_engine.add_request(record.id, rendered, params)
+        except (OSError, SyntaxError, ValueError) as error:
+            raise UserError(f"record {record.id!r} can't be asked: {error}") from error
 
     with file.open("a", encoding="utf-8") as sink:
-        for record, outputs in answers(engine, requests()):
+        for record, outputs in answers(engine.llm_engine, left, add):
             sink.write("".join(json.dumps(row(record, i, output)) + "\n" for i, output in enumerate(outputs)))
             sink.flush()
 
 
 def answers(
-    engine: Any, requests: Iterator[tuple[Record, dict[str, Any], Any]]
+    engine: Any, left: Sequence[Record], add: Callable[[Record], None]
 ) -> Iterator[tuple[Record, Sequence[Any]]]:
     """(question, its responses) as they are finished. New questions go in as others come out: a batch that is waited for as a
     whole ends with an engine that is nearly idle. (What `LLM.generate` does inside, vLLM 0.26 and 0.27.)"""
-    asked: dict[str, Record] = {}
-    more = True
-    while True:
-        while more and len(asked) < IN_FLIGHT:
-            if (new := next(requests, None)) is None:
-                more = False
-                break
-            record, prompt, params = new
-            engine.llm_engine.add_request(record.id, prompt, params)
+    waiting, asked = deque(left), dict[str, Record]()
+    while waiting or asked:
+        while waiting and len(asked) < IN_FLIGHT:
+            record = waiting.popleft()
+            add(record)
             asked[record.id] = record
-        if not asked:
-            return
-        for output in engine.llm_engine.step():
+        for output in engine.step():
             if output.finished:
                 yield asked.pop(output.request_id), output.outputs
 
@@ -175,7 +188,30 @@ def questions(spec: Mapping[str, Any]) -> tuple[list[Record], int]:
     return [record for record in asked if record.id not in finished], len(asked)
 
 
+def together(running: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Waits for all engines, or for the first that fails: then the others are ended. Exit code."""
+    try:
+        while (codes := [process.poll() for process in running]).count(None):
+            if failed := [index for index, code in enumerate(codes) if code]:
+                print(f"engine {failed[0]} ended with exit code {codes[failed[0]]}, the others are stopped", flush=True)
+                return 1
+            time.sleep(0.1)
+        return int(any(codes))
+    finally:
+        for process in running:
+            process.terminate()
+
+
 def main(argv: list[str]) -> int:
+    """Exit code: 2 for what the user can mend, told in the last line."""
+    try:
+        return sample(argv)
+    except UserError as error:
+        print(error, flush=True)
+        return 2
+
+
+def sample(argv: list[str]) -> int:
     file = Path(argv[1])
     spec = json.loads(file.read_text())
     if len(argv) > 2:
@@ -188,6 +224,7 @@ def main(argv: list[str]) -> int:
     left, total = questions(spec)
     told = f"{total} questions, {total - len(left)} answered before, {spec['n']} responses each"
     print(f"{told}, {len(shares)} engine{'s' if len(shares) > 1 else ''}", flush=True)
+    check(spec, left)
     if len(shares) == 1:
         run(spec, 0, 1)
         return 0
@@ -201,11 +238,7 @@ def main(argv: list[str]) -> int:
         )
         for index, env in enumerate(shares)
     ]
-    try:
-        return max(abs(process.wait()) for process in running)
-    finally:
-        for process in running:
-            process.terminate()
+    return together(running)
 
 
 if __name__ == "__main__":
