@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ import yaml
 from synergy import paths
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Command, Job, Progress, Stage, llamafactory_check, schedule
+from synergy.stages import Command, Job, Progress, Stage, llamafactory_check, schedule, sft_spread
 
-IDENTITY = frozenset({"config", "template", "weight", "open_ended", "seed", "choose", schedule.SETTING})
-RUNTIME = frozenset({"env"})
+IDENTITY = frozenset({"config", "template", "weight", "open_ended", "seed", "choose", "batch", schedule.SETTING})
+RUNTIME = frozenset({"env", "gpus"})
 FRAMEWORKS: tuple[str, ...] = ("llamafactory",)
 PACKAGES: tuple[str, ...] = ("llamafactory", "transformers", "torch", "accelerate")
 NATIVE = "llamafactory-cli train config.yaml"
@@ -78,9 +79,11 @@ OPEN_ENDED = "_open_ended"
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    config = {k: v for k, v in settings["config"].items() if k not in RUNTIME_KEYS}
-    plain = {k: settings[k] for k in IDENTITY - {"config", schedule.SETTING}}
-    return {"config": config, **plain, **schedule.identity(settings)}
+    config = sft_spread.identity(settings["config"], settings["batch"])
+    config = {k: v for k, v in config.items() if k not in RUNTIME_KEYS}
+    plain = {k: settings[k] for k in IDENTITY - {"config", "batch", schedule.SETTING}}
+    batch = {} if settings["batch"] is None else {"batch": settings["batch"]}
+    return {"config": config, **plain, **batch, **schedule.identity(settings)}
 
 
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:
@@ -97,12 +100,14 @@ def check(stage: Stage, pythons: Mapping[str, str]) -> None:
         )
     schedule.check_sft(stage.settings)
     llamafactory_check.check({**config, "template": stage.settings["template"]})
+    sft_spread.check(stage.settings, pythons["llamafactory"])
 
 
 def native(job: Job) -> dict[str, Any]:
     """The YAML that LLaMA-Factory gets: the recipe's keys and the paths of this stage."""
     settings, data = job.settings, job.inputs["data"]
-    config = dict(settings["config"])
+    config = sft_spread.written_out(settings["config"])
+    config[sft_spread.ACCUMULATION] = sft_spread.accumulation(settings)
     config["learning_rate"] = config["learning_rate"] * settings["weight"]
     config |= {
         "stage": "sft",
@@ -138,9 +143,11 @@ def rows(job: Job) -> int:
 
 
 def _steps(job: Job) -> float:
-    """Optimizer steps on one GPU; on several there are fewer."""
+    """Optimizer steps."""
     config = job.settings["config"]
-    batch = config.get("per_device_train_batch_size", 8) * config.get("gradient_accumulation_steps", 1)
+    batch = job.settings["batch"] or config.get("per_device_train_batch_size", 8) * sft_spread.accumulation(
+        job.settings
+    )
     return float(config.get("max_steps", 0) or math.ceil(rows(job) / batch) * config.get("num_train_epochs", 3.0))
 
 
@@ -158,7 +165,7 @@ def command(job: Job) -> Command | None:
     if job.settings["open_ended"] or schedule.env(job.settings):
         program = [str(python), str(paths.ROOT / "launch" / "plugins" / "synergy_llamafactory.py"), "train"]
     env = {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **paths.env_path(python), **job.settings["env"]}
-    env |= schedule.env(job.settings)
+    env |= schedule.env(job.settings) | sft_spread.env(job.settings)
     return Command((*program, str(file)), env, cwd=job.attempt)
 
 
@@ -176,7 +183,8 @@ def _checkpoints(job: Job) -> list[Path]:
             checkpoint.read(folder)
         except (OSError, ValueError, UserError):
             continue
-        if (folder / "optimizer.pt").exists() or any(folder.glob("global_step*")):
+        states = all(zipfile.is_zipfile(file) for file in folder.glob("rng_state*.pth"))  # written last
+        if states and ((folder / "optimizer.pt").exists() or sft_spread.resumes_by_itself(folder)):
             found.append(folder)
     return sorted(found, key=lambda folder: int(folder.name.split("-")[1]))
 
@@ -194,7 +202,8 @@ def _prepare_resume(job: Job) -> None:
     for folder in (job.work / "out").glob("checkpoint-*"):
         if folder not in whole:
             folder.rename(job.work / f"damaged-{folder.name}-{job.attempt.name}")
-    handoff.rename_tensors(whole[-1], runtime_name)
+    if not sft_spread.resumes_by_itself(whole[-1]):
+        handoff.rename_tensors(whole[-1], runtime_name)
 
 
 def runtime_name(published: str) -> str:
