@@ -133,6 +133,16 @@ def test_fsdp_resumes_from_its_own_file(tmp_path: Path) -> None:
     assert sft.resume_point(job) is None, "torn"
 
 
+def test_deepspeed_resumes_only_on_as_many_gpus(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-4"
+    (folder / "global_step4").mkdir(parents=True)
+    for rank in range(2):
+        (folder / f"global_step4/bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    sft_spread.check_resume(folder, {"gpus": 2})
+    with pytest.raises(UserError, match=r"set sft\.gpus=2"):
+        sft_spread.check_resume(folder, {"gpus": 4})
+
+
 # accelerate 1.11 (state.py, AcceleratorState) leaves FSDP out on a CPU, where it works over gloo; told it is a GPU, it doesn't.
 FSDP_ON_CPU = """
 import importlib.abc, importlib.util, sys

@@ -45,7 +45,7 @@ def resolve(cfg: Config, cache: Path | None, fetch: bool) -> Mapping[str, Extern
         for key, wanted in (("data.train", cfg.data.train), ("data.validation", cfg.data.validation)):
             if wanted and wanted not in LAB_FILES:
                 raise UserError(
-                    f"{key}={wanted}: the lab's digits are {' and '.join(LAB_FILES)}; choose one of them, or set data.source to "
+                    f"{key}={wanted}: the lab's digits are {' and '.join(LAB_FILES)}; choose one, or set data.source to "
                     f"the folder that holds {wanted}"
                 )
     return found

@@ -74,6 +74,9 @@ OURS = frozenset(
 )
 """Keys that the driver sets."""
 CHOICES = ("last", "best")
+NOT_RESTORED = "missing keys in the checkpoint model loaded: ['model."
+"""What transformers 5.5 (trainer.py, _issue_warnings_after_load) says of a resume that trains other weights. Of tied weights
+it says lm_head.weight alone."""
 OPEN_ENDED = "_open_ended"
 """Suffix of the templates without end of turn (launch/plugins/synergy_llamafactory.py)."""
 
@@ -145,9 +148,7 @@ def rows(job: Job) -> int:
 def _steps(job: Job) -> float:
     """Optimizer steps."""
     config = job.settings["config"]
-    batch = job.settings["batch"] or config.get("per_device_train_batch_size", 8) * sft_spread.accumulation(
-        job.settings
-    )
+    batch = job.settings["batch"] or config.get(sft_spread.MICRO, 8) * sft_spread.accumulation(job.settings)
     return float(config.get("max_steps", 0) or math.ceil(rows(job) / batch) * config.get("num_train_epochs", 3.0))
 
 
@@ -202,6 +203,7 @@ def _prepare_resume(job: Job) -> None:
     for folder in (job.work / "out").glob("checkpoint-*"):
         if folder not in whole:
             folder.rename(job.work / f"damaged-{folder.name}-{job.attempt.name}")
+    sft_spread.check_resume(whole[-1], job.settings)
     if not sft_spread.resumes_by_itself(whole[-1]):
         handoff.rename_tensors(whole[-1], runtime_name)
 
@@ -250,10 +252,20 @@ def _product(job: Job) -> tuple[Path, dict[str, Any]]:
     return out / f"checkpoint-{best}", {"chosen_step": best, "eval_loss": losses[best]}
 
 
+def _check_restored(job: Job) -> None:
+    """Raises StageFailed when some attempt went on from other weights than its checkpoint's: the Trainer only warns."""
+    for log in job.folder.glob("attempt-*/log.txt"):
+        if NOT_RESTORED in log.read_text(errors="replace"):
+            raise StageFailed(
+                f"{log}: the weights of the checkpoint were not restored; delete {job.folder} and run again"
+            )
+
+
 def collect(job: Job, out: Path) -> dict[str, Any]:
     if rows(job) == 0:
         handoff.pass_through(job.inputs["model"], out)
         return {"skipped": "no SFT rows: no question is zero-pass"}
+    _check_restored(job)
     product, chosen = _product(job)
     figures: dict[str, Any] = {**handoff.publish(product, job.inputs["base"], job.inputs["model"], out), **chosen}
     metrics = [

@@ -94,6 +94,17 @@ def resumes_by_itself(folder: Path) -> bool:
     )
 
 
+def check_resume(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Raises UserError for a checkpoint of DeepSpeed's that another number of processes wrote: ZeRO can't share it out
+    anew. FSDP's is whole and can be."""
+    wrote, count = len(list(folder.glob("global_step*/*_optim_states.pt"))), processes(settings)
+    if wrote and wrote != count:
+        raise UserError(
+            f"{folder} was written by {wrote} processes, and DeepSpeed can't go on from it with {count}: set sft.gpus={wrote}, "
+            "or delete it to begin anew"
+        )
+
+
 def check(settings: Mapping[str, Any], python: str) -> None:
     """Raises UserError for what can't be launched as asked, would train wrongly, or would end without a model."""
     config, seen, count = written_out(settings["config"]), machine.gpus(), processes(settings)
