@@ -160,8 +160,9 @@ class Finder(importlib.abc.MetaPathFinder):
             init = module.AcceleratorState.__init__
 
             def as_gpu(self, *args, **others):
-                module.PartialState()
-                module.PartialState._shared_state["distributed_type"] = module.DistributedType.MULTI_GPU
+                if others.get("fsdp_plugin"):
+                    module.PartialState()
+                    module.PartialState._shared_state["distributed_type"] = module.DistributedType.MULTI_GPU
                 init(self, *args, **others)
 
             module.AcceleratorState.__init__ = as_gpu
@@ -191,8 +192,10 @@ def launched(job: Job, hook: Path) -> Command:
     assert command is not None
     env = {**os.environ, **command.env}
     env["PYTHONPATH"] = os.pathsep.join((str(hook), env["PYTHONPATH"]))
-    done = subprocess.run(command.argv, env=env, cwd=command.cwd, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    log = job.attempt / "log.txt"
+    with log.open("w") as file:
+        done = subprocess.run(command.argv, env=env, cwd=command.cwd, stdout=file, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, log.read_text()[-12000:]
     return command
 
 
@@ -218,10 +221,13 @@ def test_fsdp2_trains_what_one_process_trains_and_resumes_exactly(tmp_path: Path
     assert (out / "checkpoint-2" / sft_spread.FSDP_WEIGHTS).exists(), "not sharded at all"
     figures = [sft.collect(made, tmp_path / f"{made.folder.name}-published") for made in (one, two)]
     assert figures[0]["steps"] == figures[1]["steps"] == 6
+    assert figures[0]["loss_last"] == pytest.approx(figures[1]["loss_last"], abs=1e-5)
     first, second = (load_file(tmp_path / f"{name}-published/model.safetensors") for name in ("one", "two"))
     assert set(first) == set(second) == set(load_file(lab.BASE / "model.safetensors"))
     for name, tensor in first.items():
-        torch.testing.assert_close(tensor, second[name], atol=1e-5, rtol=0)
+        # a tenth of one step of Adam: where a gradient is all but 0, the order of a sum decides its sign
+        torch.testing.assert_close(tensor, second[name], atol=1e-4, rtol=0)
+        assert (tensor - second[name]).abs().mean() < 1e-6
 
     for late in ("checkpoint-4", "checkpoint-6"):
         shutil.rmtree(out / late)
