@@ -33,6 +33,12 @@ def verl(overrides: list[str]) -> None:
     check_reward(config)
     importlib.import_module(config.actor_rollout_ref.model.external_lib)
     validate_config(config, need_reference_policy(config), need_critic(config))
+    longest = (
+        config.data.max_prompt_length + config.data.max_response_length
+    )  # seqlen_balancing.py asserts it, hours later
+    assert config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu >= longest, (
+        "a micro-batch holds no longest sequence"
+    )
     omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
     actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
     assert (actor.engine.strategy, actor.engine.synergy_freeze_vision) == ("fsdp2", True), "the vision tower is trained"
