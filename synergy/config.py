@@ -53,6 +53,10 @@ class Sft:
     choose: str = "last"
     """last: the final weights; best: of a checkpoint per epoch, the one with the lowest loss on the validation split (never on
     a benchmark). The paper reports the best epoch and leaves unstated how it was found. Rounds always hand on their last."""
+    batch: int | None = None
+    """Rows of a step over all GPUs, from which accumulation follows; null: as ``config`` says, on one GPU."""
+    gpus: int | None = None
+    """Processes, one per GPU; null: all GPUs of this host."""
     env: dict[str, str] = field(default_factory=dict)
 
 

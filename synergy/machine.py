@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 import socket
+import subprocess
 
 from synergy.errors import UserError
 
@@ -31,3 +33,15 @@ def choose_port(port: int | None) -> int:
                 "it to null for any free one"
             ) from err
         return int(probe.getsockname()[1])
+
+
+def gpus() -> list[str]:
+    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none on a machine without."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    try:
+        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    return [str(index) for index in range(len(listed.splitlines()))]

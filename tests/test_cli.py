@@ -51,6 +51,7 @@ def refused(root: Path, told: str, *words: str, env: dict[str, str] | None = Non
         ("no such folder", ["recipe=sft", "model.path=nowhere"]),
         ("40-digit commit", ["recipe=sft", "model.path=Qwen/Qwen2.5-VL-7B-Instruct"]),
         ("no Python at", ["recipe=base", "frameworks.vlmevalkit=/nowhere/python"]),
+        ("data.train=s1_1.jsonl: the lab's digits", ["recipe=ablation/sft_s1_1"]),
         ("data.source=/nowhere", ["recipe=sft", "data.source=/nowhere"]),
     ],
 )

@@ -89,3 +89,13 @@ def test_a_warm_up_of_less_than_a_step_is_none(count: int, ratio: float, tmp_pat
     job = replace(job, stage=replace(job.stage, settings={**job.stage.settings, "config": config}))
     (tmp_path / "data/sft/train.json").write_text(json.dumps([{}] * count))
     assert sft.native(job)["warmup_ratio"] == ratio
+
+
+def test_a_resume_that_restored_no_weights_is_not_published(tmp_path: Path) -> None:
+    job = finished(tmp_path)
+    warning = "There were missing keys in the checkpoint model loaded: [{}]."  # the Trainer's
+    (job.attempt / "log.txt").write_text(warning.format("'lm_head.weight'"))
+    sft.collect(job, tmp_path / "tied")
+    (job.attempt / "log.txt").write_text(warning.format("'model.visual.blocks.0.norm1.weight', 'lm_head.weight'"))
+    with pytest.raises(StageFailed, match="not restored"):
+        sft.collect(job, tmp_path / "out")

@@ -13,6 +13,8 @@ from synergy.driver import identity
 from synergy.errors import UserError
 
 LAB = "lab"
+LAB_FILES = ("train.jsonl", "val.jsonl")
+"""What ``synergy/lab/digits.py`` writes for training."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,13 @@ def resolve(cfg: Config, cache: Path | None, fetch: bool) -> Mapping[str, Extern
             if not os.access(folder / name, os.R_OK):
                 raise UserError(f"{folder / name} is missing or unreadable; see data.train and data.validation")
         found["source"] = External(folder.resolve(), identity.digest(folder, cache))
+    else:
+        for key, wanted in (("data.train", cfg.data.train), ("data.validation", cfg.data.validation)):
+            if wanted and wanted not in LAB_FILES:
+                raise UserError(
+                    f"{key}={wanted}: the lab's digits are {' and '.join(LAB_FILES)}; choose one, or set data.source to "
+                    f"the folder that holds {wanted}"
+                )
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ import yaml
 from synergy import paths
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Command, Job, Progress, Stage, llamafactory_check, schedule
+from synergy.stages import Command, Job, Progress, Stage, llamafactory_check, schedule, sft_spread
 
-IDENTITY = frozenset({"config", "template", "weight", "open_ended", "seed", "choose", schedule.SETTING})
-RUNTIME = frozenset({"env"})
+IDENTITY = frozenset({"config", "template", "weight", "open_ended", "seed", "choose", "batch", schedule.SETTING})
+RUNTIME = frozenset({"env", "gpus"})
 FRAMEWORKS: tuple[str, ...] = ("llamafactory",)
 PACKAGES: tuple[str, ...] = ("llamafactory", "transformers", "torch", "accelerate")
 NATIVE = "llamafactory-cli train config.yaml"
@@ -73,14 +74,19 @@ OURS = frozenset(
 )
 """Keys that the driver sets."""
 CHOICES = ("last", "best")
+NOT_RESTORED = "missing keys in the checkpoint model loaded: ['model."
+"""What transformers 5.5 (trainer.py, _issue_warnings_after_load) says of a resume that trains other weights. Of tied weights
+it says lm_head.weight alone."""
 OPEN_ENDED = "_open_ended"
 """Suffix of the templates without end of turn (launch/plugins/synergy_llamafactory.py)."""
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    config = {k: v for k, v in settings["config"].items() if k not in RUNTIME_KEYS}
-    plain = {k: settings[k] for k in IDENTITY - {"config", schedule.SETTING}}
-    return {"config": config, **plain, **schedule.identity(settings)}
+    config = sft_spread.identity(settings["config"], settings["batch"])
+    config = {k: v for k, v in config.items() if k not in RUNTIME_KEYS}
+    plain = {k: settings[k] for k in IDENTITY - {"config", "batch", schedule.SETTING}}
+    batch = {} if settings["batch"] is None else {"batch": settings["batch"]}
+    return {"config": config, **plain, **batch, **schedule.identity(settings)}
 
 
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:
@@ -97,12 +103,14 @@ def check(stage: Stage, pythons: Mapping[str, str]) -> None:
         )
     schedule.check_sft(stage.settings)
     llamafactory_check.check({**config, "template": stage.settings["template"]})
+    sft_spread.check(stage.settings, pythons["llamafactory"])
 
 
 def native(job: Job) -> dict[str, Any]:
     """The YAML that LLaMA-Factory gets: the recipe's keys and the paths of this stage."""
     settings, data = job.settings, job.inputs["data"]
-    config = dict(settings["config"])
+    config = sft_spread.written_out(settings["config"])
+    config[sft_spread.ACCUMULATION] = sft_spread.accumulation(settings)
     config["learning_rate"] = config["learning_rate"] * settings["weight"]
     config |= {
         "stage": "sft",
@@ -138,9 +146,9 @@ def rows(job: Job) -> int:
 
 
 def _steps(job: Job) -> float:
-    """Optimizer steps on one GPU; on several there are fewer."""
+    """Optimizer steps."""
     config = job.settings["config"]
-    batch = config.get("per_device_train_batch_size", 8) * config.get("gradient_accumulation_steps", 1)
+    batch = job.settings["batch"] or config.get(sft_spread.MICRO, 8) * sft_spread.accumulation(job.settings)
     return float(config.get("max_steps", 0) or math.ceil(rows(job) / batch) * config.get("num_train_epochs", 3.0))
 
 
@@ -158,7 +166,7 @@ def command(job: Job) -> Command | None:
     if job.settings["open_ended"] or schedule.env(job.settings):
         program = [str(python), str(paths.ROOT / "launch" / "plugins" / "synergy_llamafactory.py"), "train"]
     env = {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **paths.env_path(python), **job.settings["env"]}
-    env |= schedule.env(job.settings)
+    env |= schedule.env(job.settings) | sft_spread.env(job.settings)
     return Command((*program, str(file)), env, cwd=job.attempt)
 
 
@@ -176,7 +184,8 @@ def _checkpoints(job: Job) -> list[Path]:
             checkpoint.read(folder)
         except (OSError, ValueError, UserError):
             continue
-        if (folder / "optimizer.pt").exists() or any(folder.glob("global_step*")):
+        states = all(zipfile.is_zipfile(file) for file in folder.glob("rng_state*.pth"))  # written last
+        if states and ((folder / "optimizer.pt").exists() or sft_spread.resumes_by_itself(folder)):
             found.append(folder)
     return sorted(found, key=lambda folder: int(folder.name.split("-")[1]))
 
@@ -194,7 +203,9 @@ def _prepare_resume(job: Job) -> None:
     for folder in (job.work / "out").glob("checkpoint-*"):
         if folder not in whole:
             folder.rename(job.work / f"damaged-{folder.name}-{job.attempt.name}")
-    handoff.rename_tensors(whole[-1], runtime_name)
+    sft_spread.check_resume(whole[-1], job.settings)
+    if not sft_spread.resumes_by_itself(whole[-1]):
+        handoff.rename_tensors(whole[-1], runtime_name)
 
 
 def runtime_name(published: str) -> str:
@@ -241,10 +252,20 @@ def _product(job: Job) -> tuple[Path, dict[str, Any]]:
     return out / f"checkpoint-{best}", {"chosen_step": best, "eval_loss": losses[best]}
 
 
+def _check_restored(job: Job) -> None:
+    """Raises StageFailed when some attempt went on from other weights than its checkpoint's: the Trainer only warns."""
+    for log in job.folder.glob("attempt-*/log.txt"):
+        if NOT_RESTORED in log.read_text(errors="replace"):
+            raise StageFailed(
+                f"{log}: the weights of the checkpoint were not restored; delete {job.folder} and run again"
+            )
+
+
 def collect(job: Job, out: Path) -> dict[str, Any]:
     if rows(job) == 0:
         handoff.pass_through(job.inputs["model"], out)
         return {"skipped": "no SFT rows: no question is zero-pass"}
+    _check_restored(job)
     product, chosen = _product(job)
     figures: dict[str, Any] = {**handoff.publish(product, job.inputs["base"], job.inputs["model"], out), **chosen}
     metrics = [

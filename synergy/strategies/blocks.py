@@ -165,6 +165,8 @@ def sft(
         "open_ended": open_ended,
         "choose": choose,
         schedule.SETTING: schedule.of_sft(config, *part),
+        "batch": cfg.sft.batch,
+        "gpus": cfg.sft.gpus,
         "env": dict(cfg.sft.env),
     }
     return Stage(name, "sft", settings, {"base": BASE, "model": model, "data": data, "media": "data"}, note)

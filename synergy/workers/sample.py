@@ -24,7 +24,7 @@ from synergy.data import checks, records
 from synergy.data.prompt import query
 from synergy.data.records import Record
 from synergy.errors import UserError
-from synergy.machine import die_with_parent
+from synergy.machine import die_with_parent, gpus
 
 IN_FLIGHT = 1024
 """Questions that the engine holds at once: enough to keep it full, few enough for their images to fit in memory."""
@@ -53,18 +53,6 @@ def done(folder: Path, n: int) -> set[str]:
             aside.replace(file)
         found |= complete
     return found
-
-
-def gpus() -> list[str]:
-    """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none on a machine without."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name]
-    try:
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return [str(index) for index in range(len(listed.splitlines()))]
 
 
 def engines(spec: Mapping[str, Any]) -> list[dict[str, str]]:
