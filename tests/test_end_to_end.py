@@ -143,6 +143,9 @@ def test_sft_that_was_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
     one, two = (weights(root / entries(root)["sft"].output) for root in (tmp_path / "whole", killed))
     assert one == two, "bit for bit"
     assert entries(killed)["sft"].attempt == 2
+    cold = tmp_path / "cold"
+    run(cold, "recipe=sft", "run.warm=false")
+    assert weights(cold / entries(cold)["sft"].output) == one, "a warm start changes nothing"
 
 
 def test_rl_that_was_interrupted_continues_from_its_checkpoint(tmp_path: Path) -> None:

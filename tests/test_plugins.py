@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("verl")
@@ -334,3 +336,29 @@ def test_the_recipes_fit_verl(recipe: str) -> None:
     assert config.algorithm.adv_estimator == "grpo" and config.actor_rollout_ref.actor.kl_loss_coef == 0.005
     assert config.actor_rollout_ref.rollout.n == 8 and config.actor_rollout_ref.actor.use_kl_loss is True
     assert config.data.train_batch_size % config.actor_rollout_ref.actor.ppo_mini_batch_size == 0
+
+
+# One Ray cluster for all RL stages -----------------------------------------------------------------------------------
+
+OVERRIDES = ["ray_kwargs.ray_init.num_cpus=16", "++ray_kwargs.ray_init.num_gpus=1", "trainer.nnodes=1"]
+
+
+@given(st.text(st.characters(codec="ascii", exclude_characters="\n\r\x00")))
+def test_a_stage_s_environment_reaches_the_workers_of_a_cluster_that_is_there(value: str) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    sys.path.insert(0, str(PLUGINS))
+    import verl_fork
+
+    loaded = "++ray_kwargs.ray_init.runtime_env.env_vars.VERL_X='of the stage'"
+    environment = {"SYNERGY_RAY_ADDRESS": "127.0.0.1:1", "SYNERGY_REWARD": value, "VERL_X": "1", "HOME": "/"}
+    words = verl_fork.attached(environment, [*OVERRIDES, loaded])
+    told = {o.get_key_element(): o.value() for o in OverridesParser.create().parse_overrides(words)}
+    inside = "++ray_kwargs.ray_init."
+    assert told == {
+        f"{inside}address": "127.0.0.1:1",
+        f"{inside}num_cpus": None,
+        f"{inside}num_gpus": None,
+        f"{inside}runtime_env.env_vars.SYNERGY_REWARD": value,
+    }
+    assert verl_fork.attached({"SYNERGY_REWARD": value}, OVERRIDES) == []

@@ -6,8 +6,8 @@ python (see warm_start), that one serves them too; and with $SYNERGY_RAY_ADDRESS
 (see warm_ray), by verl's own ray_kwargs, instead of starting one.
 """
 
-import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,19 +35,20 @@ def attached(environment: Mapping[str, str], overrides: list[str]) -> list[str]:
     address = environment.get(ADDRESS)
     if not address:
         return []
-    sized = {word.lstrip("+").partition("=")[0] for word in overrides if word.lstrip("+").startswith(f"{RAY}.")}
-    plain = sorted(name for name in sized if name.count(".") == 2)
-    passed = {name: value for name, value in sorted(environment.items()) if name.startswith(STAGE) and name != ADDRESS}
+    given = {word.lstrip("+").partition("=")[0] for word in overrides}
+    sizes = sorted(name for name in given if name.startswith(f"{RAY}.") and name.count(".") == 2)
+    names = sorted(name for name in environment if name.startswith(STAGE) and name != ADDRESS)
+    passed = {f"{RAY}.runtime_env.env_vars.{name}": environment[name] for name in names}
     return [
         f"++{RAY}.address={_quoted(address)}",
-        *(f"++{name}=null" for name in plain),
-        *(f"++{RAY}.runtime_env.env_vars.{name}={_quoted(value)}" for name, value in passed.items()),
+        *(f"++{name}=null" for name in sizes),
+        *(f"++{name}={_quoted(value)}" for name, value in passed.items() if name not in given),
     ]
 
 
 def _quoted(value: str) -> str:
     """In Hydra's grammar."""
-    return json.dumps(value, ensure_ascii=False)
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value) + "'"
 
 
 def main() -> None:
