@@ -113,7 +113,8 @@ def value(text: str) -> str | None:
     if found is None or not isinstance(found[0], sympy.Expr) or found[0].free_symbols:
         return None
     number = sympy.N(exact(found[0]), 30)
-    return str(number) if number.is_real and number.is_finite else None
+    # What sympy cannot evaluate is real too, and no number: 3.14*Mod(factorial(2**31), 97), say.
+    return str(number) if number.is_Number and number.is_real and number.is_finite else None
 
 
 TASKS: dict[str, Callable[..., Any]] = {"same": same, "proportional": proportional, "value": value}

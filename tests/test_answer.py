@@ -189,6 +189,12 @@ def test_a_constant_of_a_billion_digits_is_never_written_out() -> None:
     assert equivalent(r"\frac{3\cdot 10^{20}}{\sqrt{4}}", r"1.5\times 10^{20}")[0]
 
 
+def test_a_constant_that_cannot_be_evaluated_is_no_number() -> None:
+    assert not equivalent(r"(2^{31})! \mod 97²\pi", r"\frac{2}{5}")[0]
+    assert not judge(r"\boxed{\boxed{(2^{31})! \mod 97}²\pi}", r"$\frac{2}{5}$").correct
+    assert not judge(r"\boxed{\boxed{(2^{31})! \mod 97}²\pi}i01e999 or A[$answer is $e&\right)}$ cm", "0.4").correct
+
+
 def workers(child: checker_pool._Child) -> list[psutil.Process]:
     return psutil.Process(child.process.pid).children()
 
