@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -13,9 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from test_strategies import config
 
-from synergy import environments, paths
+from synergy import environments, paths, strategies
 from synergy.driver import process, warm
+from synergy.driver.plan import Plan, Step, Workspace
 from synergy.driver.warm import Warm
 from synergy.stages import Command
 
@@ -76,6 +79,20 @@ def test_without_a_server_the_command_starts_cold(server: Warm) -> None:
     gone.wait()
     command = Command((str(PYTHON), "-c", "pass"))
     assert replace(server, process=gone, folder=Path("/nowhere")).command(command) == command
+
+
+def test_no_server_is_started_where_there_are_gpus_or_nothing_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = config("sft")
+    todo = Plan("sft", [], Workspace(Path("/nowhere")), {"vllm": str(PYTHON), "llamafactory": str(PYTHON)})
+    stage = next(stage for stage in strategies.stages(cfg) if stage.kind == "sft")
+    step = Step(stage, "k", {}, Path("/nowhere"), {}, "run", "")
+    monkeypatch.setattr(warm, "server", lambda *given: contextlib.nullcontext(given))
+    with warm.beside(True, [replace(todo, steps=[step])]) as found:
+        assert found == (PYTHON, stage.settings["env"], None)
+    for wanted, steps, seen in ((False, [step], []), (True, [], []), (True, [step], ["0"])):
+        monkeypatch.setattr(warm, "gpus", lambda seen=seen: seen)
+        with warm.beside(wanted, [replace(todo, steps=steps)]) as found:
+            assert found is None
 
 
 def test_the_server_ends_with_a_driver_that_is_killed() -> None:

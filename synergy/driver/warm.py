@@ -25,7 +25,7 @@ from typing import Any
 from synergy import paths, stages
 from synergy.driver.plan import Plan
 from synergy.driver.process import MARK, reap
-from synergy.machine import die_with_parent
+from synergy.machine import die_with_parent, gpus
 from synergy.stages import Command
 
 PREFIX = "synergy-fork-"
@@ -77,10 +77,11 @@ def _is_script(program: Path) -> bool:
 
 
 def beside(wanted: bool, plans: Sequence[Plan]) -> contextlib.AbstractContextManager[Warm | None]:
-    """A warm server for all that the plans will run, or None if it is not wanted or nothing would be imported."""
+    """A warm server for all that the plans will run, or None if it is not wanted, nothing would be imported, or there are
+    GPUs."""
     steps = [(todo, step.stage) for todo in plans for step in todo.steps if step.action != "reuse"]
     pythons = [todo.pythons[name] for todo, stage in steps for name in stages.kind(stage.kind).FRAMEWORKS]
-    if not wanted or not pythons:
+    if not wanted or not pythons or gpus():
         return contextlib.nullcontext()
     env: dict[str, str] = {}
     for _, stage in steps:
