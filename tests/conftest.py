@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
 import struct
 from pathlib import Path
 
 import numpy as np
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and every child would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def save_tensors(file: Path, tensors: dict[str, np.ndarray], dtype: str = "F32") -> None:
