@@ -219,8 +219,10 @@ def test_ppo_that_was_interrupted_continues_with_its_critic(tmp_path: Path) -> N
     def finished() -> dict[str, ledger.Entry]:
         return {entry.name: entry for entry in ledger.read(tmp_path / "ledger.jsonl").values()}
 
-    checkpoints = "stages/rl-*/work/checkpoints"
-    interrupted(argv, lambda: bool(list(tmp_path.glob(f"{checkpoints}/latest_checkpointed_iteration.txt"))))
+    def logged() -> bool:  # verl tells a step's figures after it has saved its checkpoint
+        return any(file.stat().st_size for file in tmp_path.glob("stages/rl-*/attempt-1/verl_metrics.jsonl"))
+
+    interrupted(argv, logged)
     interrupted(argv, lambda: "rl" in finished())  # what it evaluates to is not the question
     made = finished()["rl"]
     folder = (tmp_path / made.output).parent
