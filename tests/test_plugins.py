@@ -352,6 +352,7 @@ def test_a_stage_s_environment_reaches_the_workers_of_a_cluster_that_is_there(va
 
     loaded = "++ray_kwargs.ray_init.runtime_env.env_vars.VERL_X='of the stage'"
     environment = {"SYNERGY_RAY_ADDRESS": "127.0.0.1:1", "SYNERGY_REWARD": value, "VERL_X": "1", "HOME": "/"}
+    environment |= {"HF_TOKEN": "planted", "VLLM_API_KEY": "planted"}  # verl would print them
     words = verl_fork.attached(environment, [*OVERRIDES, loaded])
     told = {o.get_key_element(): o.value() for o in OverridesParser.create().parse_overrides(words)}
     inside = "++ray_kwargs.ray_init."

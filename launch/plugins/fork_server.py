@@ -166,9 +166,7 @@ def _receive(client: socket.socket) -> tuple[list[int], dict[str, Any]] | None:
 def _become(files: list[int], request: dict[str, Any]) -> NoReturn:
     """Turn this fork into the process asked for: its files, folder, environment and program."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.setpgid(
-        0, 0
-    )  # a group of its own: Ray kills the group of a worker that has ended, which must not be the server's
+    os.setpgid(0, 0)  # a group of its own: Ray kills that of a worker that has ended, which must not be the server's
     parked = [os.dup2(file, _SPARE + index, inheritable=False) for index, file in enumerate(files)]
     for target, file in zip(request["files"], parked, strict=True):
         os.dup2(file, target)

@@ -19,6 +19,8 @@ ADDRESS = "SYNERGY_RAY_ADDRESS"
 RAY = "ray_kwargs.ray_init"
 STAGE = ("SYNERGY_", "VERL_", "VLLM_", "HF_", "TRANSFORMERS_", "TORCH", "OMP_", "TOKENIZERS_", "PYTHON")
 """Beginnings of the names of variables that a stage sets: workers of a cluster that was there before don't inherit them."""
+SECRET = re.compile("_(TOKEN|KEY|SECRET|PASSWORD)$")
+"""Never passed on: verl prints what it is told. Workers have the user's own from the cluster, which inherits them."""
 
 
 def stand_in() -> Path:
@@ -37,7 +39,9 @@ def attached(environment: Mapping[str, str], overrides: list[str]) -> list[str]:
         return []
     given = {word.lstrip("+").partition("=")[0] for word in overrides}
     sizes = sorted(name for name in given if name.startswith(f"{RAY}.") and name.count(".") == 2)
-    names = sorted(name for name in environment if name.startswith(STAGE) and name != ADDRESS)
+    names = sorted(
+        name for name in environment if name.startswith(STAGE) and name != ADDRESS and not SECRET.search(name)
+    )
     passed = {f"{RAY}.runtime_env.env_vars.{name}": environment[name] for name in names}
     return [
         f"++{RAY}.address={_quoted(address)}",
