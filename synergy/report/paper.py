@@ -7,9 +7,21 @@ from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from statistics import mean
+from typing import Literal
 
 FOLDER = Path(__file__).parent / "paper"
 ALL = "all"
+AVERAGE = "average"
+BENCHMARKS = {
+    "MathVision": "mathvision",
+    "MathVerse": "mathverse",
+    "MathVista": "mathvista",
+    "MMMU": "mmmu_val",
+    "MMStar": "mmstar",
+    AVERAGE: "avg",
+}
+"""Our name of a benchmark -> its column in the CSV files."""
+What = Literal["accuracy", "gain", "length"]
 _TABLES = {"base": "1", "sft": "1", "rl": "2"}
 """Where a recipe's main result stands; all others are in Table 6."""
 
@@ -38,3 +50,30 @@ def accuracies() -> dict[str, float]:
 
 def knows(recipe: str) -> bool:
     return (recipe, 1) in gains()
+
+
+def value(recipe: str, benchmark: str, level: int | str, what: What) -> float | None:
+    """The paper's number, or None where it prints none. accuracy in percent and length in tokens are of all levels; gain, in
+    points over its base model, is also by level (Figure 1, read off the picture)."""
+    return _values().get((recipe, benchmark, level, what))
+
+
+@cache
+def _values() -> dict[tuple[str, str, int | str, str], float]:
+    found: dict[tuple[str, str, int | str, str], float] = {}
+    for file, what in (("tables.csv", "accuracy"), ("lengths.csv", "length")):
+        with (FOLDER / file).open(newline="") as stream:
+            for row in csv.DictReader(stream):
+                for name, column in BENCHMARKS.items():
+                    if row[column]:
+                        found[row["recipe"], name, ALL, what] = float(row[column])
+    for (recipe, name, level, what), number in list(found.items()):
+        if what == "accuracy" and recipe != "base":
+            found[recipe, name, level, "gain"] = number - found["base", name, level, what]
+    names = {column: name for name, column in BENCHMARKS.items()}
+    with (FOLDER / "figure1_gains.csv").open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            found[row["recipe"], names[row["benchmark"]], int(row["level"]), "gain"] = float(row["gain_points"])
+    for (recipe, level), number in gains().items():
+        found.setdefault((recipe, AVERAGE, level, "gain"), number)
+    return found
