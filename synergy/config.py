@@ -164,6 +164,10 @@ class Run:
     """Everything is written below; recipes share finished stages here."""
     stall_minutes: float = 30.0
     """A framework that says nothing for so long is stopped."""
+    stage_hours: float | None = None
+    """A stage that takes longer is stopped; the same command continues it. Null: as long as it takes."""
+    retries: int = 1
+    """More attempts, each from the last checkpoint, after a failure that may pass: network, a port in use, a lost GPU."""
     warm: bool = False
     """Import the frameworks' libraries once for all stages (synergy/driver/warm.py). Not for machines with accelerators."""
     keep_work: bool = False

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 from synergy import cli, stages
 from synergy.compose import Task
-from synergy.config import Config
-from synergy.driver import disk, display, execute, identity, plan, sharing, warm
+from synergy.config import Config, Run
+from synergy.driver import disk, display, execute, identity, plan, sharing, state, warm
+from synergy.driver.execute import Limits
 from synergy.driver.plan import Plan
 from synergy.report import results
 
@@ -57,14 +58,21 @@ def preflight(tasks: Sequence[Task], plans: Sequence[Plan]) -> None:
 
 def _run(cfg: Config, todo: Plan, server: warm.Warm | None) -> None:
     plan.require_space(todo.space, disk.needed(todo.steps))
-    with display.watcher(todo.steps) as watch:
-        execute.run(todo, cfg.run.stall_minutes * 60, watch, cfg.run.keep_work, server)
+    with display.watcher(todo.steps) as screen, state.recording(todo, screen) as watch:
+        execute.run(todo, _limits(cfg.run), watch, server)
     if not results.evaluates(todo):
         print(f"{todo.steps[-1].stage.note}: {todo.steps[-1].folder / 'output'}")
         return
     from synergy.report import build  # draws with matplotlib: not before there is something to draw
 
     print(f"report: {build.write(plan.of_config(cfg))}", flush=True)
+
+
+def _limits(settings: Run) -> Limits:
+    hours = settings.stage_hours
+    return Limits(
+        settings.stall_minutes * 60, None if hours is None else hours * 3600, settings.retries, settings.keep_work
+    )
 
 
 def main() -> int:

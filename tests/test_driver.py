@@ -22,6 +22,7 @@ import pytest
 
 from synergy import paths, stages
 from synergy.driver import execute, ledger, plan, process
+from synergy.driver.execute import Limits
 from synergy.driver.externals import External
 from synergy.driver.plan import Plan, Workspace
 from synergy.errors import StageFailed, UserError
@@ -79,10 +80,10 @@ def todo(root: Path, *planned: Stage) -> Plan:
     return Plan("test", plan.make(list(planned), {}, space, {}), space, {})
 
 
-def run(root: Path, *planned: Stage, stall: float = 60) -> list[str]:
+def run(root: Path, *planned: Stage, **limits: Any) -> list[str]:
     """Runs the stages; returns the action of each."""
     made = todo(root, *planned)
-    execute.run(made, stall, QUIET)
+    execute.run(made, Limits(**{"stall_seconds": 60, **limits}), QUIET)
     return [step.action for step in made.steps]
 
 
@@ -140,13 +141,13 @@ def test_a_users_mistake_is_one_line(tmp_path: Path) -> None:
 def test_a_silent_stage_is_stopped_with_all_its_processes(tmp_path: Path) -> None:
     hang = stage("one", "setsid sleep 300 & echo started; sleep 300")
     with pytest.raises(StageFailed, match="said nothing"):
-        run(tmp_path, hang, stall=1.0)
+        run(tmp_path, hang, stall_seconds=1.0)
     key = todo(tmp_path, hang).steps[0].key
     assert not list(process.marked(key)), "a daemon in a session of its own is found by its mark"
 
 
 def test_the_command_runs_by_hand(tmp_path: Path) -> None:
-    run(tmp_path, stage("one", "echo \"it's $WORK\" > $WORK/result; echo 'a  b'"), stall=60)
+    run(tmp_path, stage("one", "echo \"it's $WORK\" > $WORK/result; echo 'a  b'"), stall_seconds=60)
     folder = todo(tmp_path, stage("one", "echo \"it's $WORK\" > $WORK/result; echo 'a  b'")).steps[0].folder
     (folder / "work").mkdir()
     done = subprocess.run([folder / "attempt-1/command.sh"], capture_output=True, text=True, check=True)

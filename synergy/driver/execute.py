@@ -6,6 +6,7 @@ is not there, and the next run continues from the framework's own last checkpoin
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from synergy import stages
-from synergy.driver import identity, ledger, process
+from synergy.driver import card, failure, identity, ledger, process
 from synergy.driver.ledger import Entry
 from synergy.driver.plan import Plan, Step
 from synergy.driver.warm import PATIENCE, Warm
@@ -26,6 +27,25 @@ from synergy.stages import Command, Job, Progress
 
 USER_ERROR = 2
 """Exit code by which a program of ours says that its last line is a message for the user."""
+
+
+BACK_OFF_SECONDS = 10.0
+"""Before the first retry; twice as long before each further one."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a stage may be silent, and may take in all (None: as long as it does); how many more attempts a failure gets
+    that may pass by itself; whether native checkpoints stay after a stage is published."""
+
+    stall_seconds: float = 1800.0
+    stage_seconds: float | None = None
+    retries: int = 0
+    keep_work: bool = False
+
+
+class Passing(StageFailed):
+    """A failure of the machine's that may be gone at the next attempt."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +57,11 @@ class Watcher:
     done: Callable[[Step, str, float], None]
 
 
-def run(
-    todo: Plan, stall_seconds: float, watch: Watcher, keep_work: bool = False, warm: Warm | None = None
-) -> list[Entry]:
-    """Runs the plan; returns the ledger entries of all its stages, in order. One driver at a time per run directory."""
+def run(todo: Plan, limits: Limits, watch: Watcher, warm: Warm | None = None) -> list[Entry]:
+    """Runs the plan; returns the ledger entries of all its stages, in order. One driver at a time per run directory.
+
+    Raises UserError, or StageFailed; a full disk is one, and leaves what is published as it is.
+    """
     space = todo.space
     lock = FileLock(space.root / ".lock", timeout=0)
     try:
@@ -57,16 +78,20 @@ def run(
             watch.start(step)
             if step.action == "reuse" and step.entry is not None:
                 entries[step.stage.name] = step.entry
-                _tidy(step, keep_work)
+                _tidy(step, limits.keep_work)
                 watch.done(step, "reused", 0.0)
                 continue
             inputs = {role: entries[name].digest for role, name in step.stage.inputs.items() if name in entries}
-            entry = _run_step(step, todo, stall_seconds, watch, inputs, warm)
+            entry = _run_step(step, todo, limits, watch, inputs, warm)
             entries[step.stage.name] = entry
-            _tidy(step, keep_work)
+            _tidy(step, limits.keep_work)
             warning = entry.figures.get("warning")
             watch.done(step, f"done; {warning}" if warning else "done", entry.seconds)
         return list(entries.values())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StageFailed(f"{space.root} [machine]: {failure.DISK.advice}") from error
     finally:
         lock.release()
 
@@ -78,16 +103,25 @@ def _tidy(step: Step, keep_work: bool) -> None:
 
 
 def _run_step(
-    step: Step, todo: Plan, stall_seconds: float, watch: Watcher, inputs: dict[str, str], warm: Warm | None
+    step: Step, todo: Plan, limits: Limits, watch: Watcher, inputs: dict[str, str], warm: Warm | None
 ) -> Entry:
     kind = stages.kind(step.stage.kind)
     process.reap(step.key)  # left by a driver that was killed
-    started, attempt = time.time(), _next_attempt(step.folder)
-    job = step.job(todo.pythons, attempt)
-    job.attempt.mkdir(parents=True)
-    job.work.mkdir(exist_ok=True)
-    command = kind.command(job)
-    peak = _run_command(command, job, stall_seconds, watch, step, warm) if command is not None else 0
+    started = time.time()
+    for retry in range(limits.retries + 1):
+        attempt = _next_attempt(step.folder)
+        job = step.job(todo.pythons, attempt)
+        job.attempt.mkdir(parents=True)
+        job.work.mkdir(exist_ok=True)
+        command = kind.command(job)
+        try:
+            peak = _run_command(command, job, limits, watch, step, warm) if command is not None else 0
+            break
+        except Passing as error:
+            if retry == limits.retries:
+                raise
+            (job.attempt / "retried.txt").write_text(f"{error}\n")
+            time.sleep(BACK_OFF_SECONDS * 2**retry)
     aside = step.folder / ".publishing"
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -114,13 +148,12 @@ def _run_step(
         peak_memory=peak,
         attempt=attempt,
     )
+    card.write(step, entry, todo.recipe)
     ledger.append(todo.space.ledger, entry)
     return entry
 
 
-def _run_command(
-    command: Command, job: Job, stall_seconds: float, watch: Watcher, step: Step, warm: Warm | None
-) -> int:
+def _run_command(command: Command, job: Job, limits: Limits, watch: Watcher, step: Step, warm: Warm | None) -> int:
     """Runs a stage's command to a good end; returns its peak memory. Raises UserError or StageFailed otherwise."""
     kind = stages.kind(job.stage.kind)
     script = job.attempt / "command.sh"
@@ -138,21 +171,21 @@ def _run_command(
     if warm is not None:  # what has no framework to import does not wait for one
         command = warm.command(command, PATIENCE if kind.FRAMEWORKS else 0.0)
     beside = warm.mark if warm is not None else None
-    outcome = process.run(command, job.key, _log(job), tick, lambda: moved[0], stall_seconds, beside)
+    killed = failure.memory_kills()
+    outcome = process.run(
+        command, job.key, _log(job), tick, lambda: moved[0], limits.stall_seconds, beside, limits.stage_seconds
+    )
     (job.attempt / "outcome.json").write_text(
         json.dumps({"code": outcome.code, "seconds": outcome.seconds, "peak_memory": outcome.peak_memory}) + "\n"
     )
-    if outcome.code == 0 and not outcome.stalled:
+    if outcome.code == 0 and outcome.stopped is None:
         return outcome.peak_memory
-    if outcome.code == USER_ERROR and not outcome.stalled:
+    if outcome.code == USER_ERROR and outcome.stopped is None:
         raise UserError(f"stage {job.stage.name}: {process.tail(_log(job), 1)}")
-    what = (
-        f"said nothing for {stall_seconds / 60:.0f} minutes and was stopped"
-        if outcome.stalled
-        else _ended(outcome.code)
-    )
-    raise StageFailed(
-        f"stage {job.stage.name} ({job.stage.kind}) {what}. Its last lines:\n{process.tail(_log(job))}\n"
+    found = failure.cause(_log(job), failure.memory_kills() > killed)
+    raise (Passing if found.passing else StageFailed)(
+        f"stage {job.stage.name} ({job.stage.kind}) {outcome.stopped or _ended(outcome.code)} [{found.blame}]: "
+        f"{found.advice}. Its last lines:\n{process.tail(_log(job))}\n"
         f"log: {_log(job)}\nrun it by hand: {script}\nthe same synergy command continues from its last checkpoint"
     )
 

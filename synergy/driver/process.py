@@ -30,10 +30,11 @@ MEMORY_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Outcome:
-    """code: exit status (negative: killed by that signal). stalled: killed for silence. peak_memory: bytes, all processes."""
+    """code: exit status (negative: killed by that signal). stopped: why we killed it, or None. peak_memory: bytes, all
+    processes."""
 
     code: int
-    stalled: bool
+    stopped: str | None
     seconds: float
     peak_memory: int
 
@@ -82,15 +83,17 @@ def run(
     alive: Callable[[], float],
     stall_seconds: float,
     beside: str | None = None,
+    limit_seconds: float | None = None,
 ) -> Outcome:
     """Runs the command to its end; its output goes to ``log``.
 
     tick: called about once a second, for progress. alive: time stamp of the newest sign of life besides the log. beside: mark
     of processes that serve the stage, whose memory counts as the stage's.
-    A child silent for ``stall_seconds`` is killed. On KeyboardInterrupt, and on any other error, all its processes are ended
-    before the exception goes on.
+    A child silent for ``stall_seconds``, or still there after ``limit_seconds``, is killed. On KeyboardInterrupt, and on any
+    other error, all its processes are ended before the exception goes on.
     """
-    started, peak, sampled, ticked, stalled = time.time(), 0, 0.0, 0.0, False
+    started, peak, sampled, ticked = time.time(), 0, 0.0, 0.0
+    stopped: str | None = None
     marks = (mark,) if beside is None else (mark, beside)
     with log.open("ab") as sink:
         child = subprocess.Popen(
@@ -114,13 +117,16 @@ def run(
             if now - sampled >= MEMORY_SECONDS:
                 peak, sampled = max(peak, _memory(marks)), now
             if now - max(started, log.stat().st_mtime, alive()) > stall_seconds:
-                stalled = True
+                stopped = f"said nothing for {stall_seconds / 60:.0f} minutes and was stopped"
+                break
+            if limit_seconds is not None and now - started > limit_seconds:
+                stopped = f"took longer than {limit_seconds / 3600:.2g} hours (run.stage_hours) and was stopped"
                 break
     finally:
         reap(mark, grace=2.0 if child.poll() is not None else GRACE_SECONDS)
         child.wait()
     tick()
-    return Outcome(child.returncode, stalled, time.time() - started, peak)
+    return Outcome(child.returncode, stopped, time.time() - started, peak)
 
 
 def tail(log: Path, lines: int = 20) -> str:

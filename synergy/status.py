@@ -1,0 +1,88 @@
+"""``python -m synergy.status [RUN]``: what a run directory holds and what its driver does now, or how it ended."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from synergy import cli
+from synergy.driver import ledger, state
+from synergy.driver.state import StageState, State
+from synergy.errors import UserError
+from synergy.report import form
+
+COLOURS = {"waiting": "dim", "running": "yellow", "reused": "green", "done": "green", "failed": "red"}
+
+
+def show(root: Path, console: Console) -> None:
+    """Prints it. Raises UserError for a folder that no run has written."""
+    found, entries = state.read(root), ledger.read(root / "ledger.jsonl")
+    if found is None and not entries:
+        raise UserError(f"{root} is no run directory: it has neither {state.FILE} nor ledger.jsonl; see run.dir")
+    if found is not None:
+        _driver(found, root, console)
+    kinds = [entry.kind for entry in entries.values()]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) or "none"
+    console.print(f"finished stages in {root}: {counts}")
+    for page in sorted(root.glob("reports/*/report.html")):
+        console.print(f"report: {page}")
+
+
+def _driver(found: State, root: Path, console: Console) -> None:
+    console.print(f"[bold]{escape(found.command)}[/], started {_when(found.started)}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("stage", "kind", "state", "progress", "time", "why, or what for", "in"):
+        table.add_column(name, overflow="fold")
+    for stage in found.stages:
+        table.add_row(*_cells(stage, found))
+    console.print(table)
+    console.print(_end(found, root))
+
+
+def _cells(stage: StageState, found: State) -> tuple[str, ...]:
+    word = stage.state
+    if word == "running" and found.alive is False:
+        word = "failed"
+    seconds = found.beat - stage.started if stage.state == "running" else stage.seconds
+    why = stage.why if word in ("reused", "waiting") else stage.note
+    progress = f"{stage.unit} {stage.done} of {stage.total} {stage.figure}".strip() if stage.total else ""
+    colour = f"[{COLOURS[word]}]{word}[/]"
+    time_ = form.seconds(seconds) if seconds else ""
+    return stage.name, stage.kind, colour, escape(progress), time_, escape(why), f"[dim]{stage.folder}[/]"
+
+
+def _end(found: State, root: Path) -> str:
+    where = f"process {found.pid} on {found.host}"
+    if found.alive:
+        return f"[yellow]running[/], {where}; last sign of life {form.seconds(max(0.0, time.time() - found.beat))} ago"
+    if found.alive is None:
+        return f"unknown: {where} last wrote {_when(found.beat)}; look there"
+    if found.ended == "finished":
+        return f"[green]finished[/] {_when(found.beat)}"
+    why = found.ended or f"{where} was killed; its last sign of life was {_when(found.beat)}"
+    return f"[red]stopped[/]: {escape(why)}\nthe same command continues it"
+
+
+def _when(stamp: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(stamp))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="synergy status", description=__doc__)
+    parser.add_argument("run", nargs="?", default="runs", help="the run directory (run.dir); default: runs")
+    arguments = parser.parse_args()
+    try:
+        show(Path(arguments.run).expanduser().resolve(), Console(width=None if sys.stdout.isatty() else 160))
+    except UserError as error:
+        return cli.tell(str(error), 2)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
