@@ -22,6 +22,7 @@ VERBS = {
     "tag": "tell the difficulty level of every question of a set",
     "status": "say what a run directory holds and what runs there now",
     "report": "draw the report of a recipe from finished stages",
+    "clean": "say what in a run directory may go; with --yes it goes",
     "doctor": "say what is installed, what is missing and how to mend it",
 }
 

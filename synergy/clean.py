@@ -1,0 +1,98 @@
+"""``python -m synergy.clean [RUN] [recipe=… …]``: what in a run directory may go, and with ``--yes`` it goes.
+
+Without a recipe: leftovers, which nothing needs any more. With recipes (``-m`` for several, as for ``run``): also every
+finished stage that none of them needs. With ``--unfinished``: also stages that were begun and not finished. Nothing is
+deleted without ``--yes``, and never while a driver works there.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from synergy import cli
+from synergy.driver import ledger, plan, retention
+from synergy.driver.retention import Item
+from synergy.errors import UserError
+from synergy.report import form
+
+if TYPE_CHECKING:
+    from synergy.compose import Task
+
+YES, UNFINISHED = "--yes", "--unfinished"
+
+
+def of_folder(root: Path, unfinished: bool, act: bool) -> None:
+    """Leftovers of a run directory. Raises UserError for a folder that is none."""
+    entries = ledger.read(root / "ledger.jsonl")
+    if not entries and not (root / "stages").is_dir():
+        raise UserError(f"{root} is no run directory: it has neither ledger.jsonl nor stages/; see run.dir")
+    items = retention.leftovers(root, entries)
+    _settle(root, items + (retention.unfinished(root, entries) if unfinished else []), act)
+
+
+def of_recipes(tasks: list[Task], unfinished: bool, act: bool) -> None:
+    """Leftovers, and finished stages that none of the jobs needs."""
+    plans = []
+    for task in tasks:
+        with task.telling():
+            plans.append(plan.of_config(task.cfg))
+    spaces = {todo.space.root for todo in plans}
+    if len(spaces) > 1:
+        raise UserError(f"these jobs have several run directories ({', '.join(map(str, spaces))}): clean one at a time")
+    root, needed = spaces.pop(), {step.key for todo in plans for step in todo.steps}
+    entries = ledger.read(root / "ledger.jsonl")
+    items = retention.unneeded(root, entries, needed)
+    if unfinished:
+        wanted = {step.folder for todo in plans for step in todo.steps}
+        items += [item for item in retention.unfinished(root, entries) if item.path not in wanted]
+    going = {item.path for item in items}
+    _settle(root, items + [i for i in retention.leftovers(root, entries) if i.path.parent not in going], act)
+
+
+def _settle(root: Path, items: list[Item], act: bool) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if not items:
+        console.print(f"nothing to clean in {root}")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("what", "why", "frees"):
+        table.add_column(name, overflow="fold")
+    for item in items:
+        frees = form.memory(retention.freed([item]))
+        table.add_row(str(item.path.relative_to(root)), escape(item.why), frees)
+    console.print(table)
+    size = form.memory(retention.freed(items))
+    if act:
+        retention.remove(root, items)
+        console.print(f"deleted {len(items)} of these in {root}: {size} free")
+    else:
+        console.print(f"would delete {len(items)} in {root} and free {size}; the same command with {YES} does it")
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    if {"-h", "--help"} & set(words):
+        print(__doc__)
+        return 0
+    act, unfinished = YES in words, UNFINISHED in words
+    words = [word for word in words if word not in (YES, UNFINISHED)]
+    if any("=" in word or word.startswith("-") for word in words):
+        sys.argv[1:] = words
+        return cli.with_config(lambda tasks: of_recipes(tasks, unfinished, act))
+    try:
+        if len(words) > 1:
+            raise UserError(f"one run directory at a time, not {' '.join(words)}")
+        of_folder(Path(words[0] if words else "runs").expanduser().resolve(), unfinished, act)
+    except UserError as error:
+        return cli.tell(str(error), 2)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

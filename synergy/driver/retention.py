@@ -1,0 +1,112 @@
+"""What in a run directory may go, and how it goes: what the ledger names and a recipe needs never does.
+
+A folder is renamed before it is deleted, so that a kill in the middle leaves no half of it under its own name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from synergy.driver.ledger import Entry
+from synergy.errors import UserError
+
+TRASH = ".trash-"
+_ASIDE = (TRASH, ".probe-", ".state.json-")
+"""Files and folders of the run directory itself that a killed driver can leave."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that may go. path: file or folder."""
+
+    path: Path
+    why: str
+
+
+def leftovers(root: Path, entries: Mapping[str, Entry]) -> list[Item]:
+    """What no stage needs any more, whatever recipes are still to come. Unfinished stages are not among it: they continue."""
+    found = [Item(p, "left by a driver that was killed") for p in _below(root) if p.name.startswith(_ASIDE)]
+    found += [Item(p, "a report that was never finished") for p in _below(root / "reports") if p.name.startswith(".")]
+    finished = {root / entry.output for entry in entries.values()}
+    for folder in _below(root / "stages"):
+        for path in _below(folder):
+            if path.name.startswith("superseded-"):
+                found.append(Item(path, "replaced by a later result"))
+            elif path.name == ".publishing":
+                found.append(Item(path, "a result that was never published"))
+            elif path.name == "work" and folder / "output" in finished:
+                found.append(Item(path, "native checkpoints of a stage that is finished"))
+    return found
+
+
+def unfinished(root: Path, entries: Mapping[str, Entry]) -> list[Item]:
+    """Stages that were begun and are not in the ledger."""
+    finished = {(root / entry.output).parent for entry in entries.values()}
+    return [
+        Item(p, "begun and not finished; its recipe would continue it")
+        for p in _below(root / "stages")
+        if p not in finished
+    ]
+
+
+def unneeded(root: Path, entries: Mapping[str, Entry], needed: Collection[str]) -> list[Item]:
+    """Finished stages whose keys are not needed."""
+    return [
+        Item((root / entry.output).parent, f"{entry.name} ({entry.kind}), which none of the recipes needs")
+        for key, entry in entries.items()
+        if key not in needed and (root / entry.output).parent.is_dir()
+    ]
+
+
+def freed(items: Sequence[Item]) -> int:
+    """Bytes that come free: a file with other hard links elsewhere (checkpoints are linked, not copied) frees nothing."""
+    links: Counter[tuple[int, int]] = Counter()
+    sizes: dict[tuple[int, int], tuple[int, int]] = {}
+    for file in {file for item in items for file in _files(item.path)}:
+        stat = file.lstat()
+        inode = (stat.st_dev, stat.st_ino)
+        links[inode] += 1
+        sizes[inode] = (stat.st_nlink, stat.st_blocks * 512)
+    return sum(size for inode, (there, size) in sizes.items() if links[inode] >= there)
+
+
+def remove(root: Path, items: Sequence[Item]) -> None:
+    """Deletes them. Raises UserError while a driver works there."""
+    lock = FileLock(root / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"a driver works in {root}: nothing was deleted; wait for it (synergy status {root})"
+        ) from error
+    try:
+        for item in items:
+            _remove(root, item.path)
+    finally:
+        lock.release()
+
+
+def _remove(root: Path, path: Path) -> None:
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{path} lies outside {root}: not deleted")
+    if path.is_dir() and not path.is_symlink():
+        aside = root / f"{TRASH}{os.getpid()}-{path.name}"
+        path.rename(aside)
+        shutil.rmtree(aside)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _below(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _files(path: Path) -> list[Path]:
+    return [p for p in path.rglob("*") if p.is_file() and not p.is_symlink()] if path.is_dir() else [path]
