@@ -1,4 +1,7 @@
-"""``python -m synergy.status [RUN]``: what a run directory holds and what its driver does now, or how it ended."""
+"""``python -m synergy.status [RUN]``: what a run directory holds and what its driver does now, or how it ended.
+
+With ``--verify`` every finished stage is read whole and compared with what was published.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
 from synergy import cli
-from synergy.driver import ledger, state
+from synergy.driver import ledger, manifest, state
 from synergy.driver.state import StageState, State
 from synergy.errors import UserError
 from synergy.report import form
@@ -32,6 +36,19 @@ def show(root: Path, console: Console) -> None:
     console.print(f"finished stages in {root}: {counts}")
     for page in sorted(root.glob("reports/*/report.html")):
         console.print(f"report: {page}")
+
+
+def verify(root: Path, console: Console) -> bool:
+    """Whether all finished stages are what was published; tells of each that is not."""
+    entries = ledger.read(root / "ledger.jsonl")
+    good = True
+    for entry in track(entries.values(), "reading", console=console, transient=True):
+        wrong = manifest.verify(root, entry.output, entry.digest)
+        if wrong is not None:
+            good = False
+            console.print(f"[red]damaged[/]: {escape(wrong)}. Put it back, or the next run makes it anew")
+    console.print(f"{len(entries)} finished stages read" + (", all as published" if good else ""))
+    return good
 
 
 def _driver(found: State, root: Path, console: Console) -> None:
@@ -76,12 +93,17 @@ def _when(stamp: float) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="synergy status", description=__doc__)
     parser.add_argument("run", nargs="?", default="runs", help="the run directory (run.dir); default: runs")
+    parser.add_argument("--verify", action="store_true", help="read every finished stage whole; exit code 1 for damage")
     arguments = parser.parse_args()
+    root, console = (
+        Path(arguments.run).expanduser().resolve(),
+        Console(width=None if sys.stdout.isatty() else 160),
+    )
     try:
-        show(Path(arguments.run).expanduser().resolve(), Console(width=None if sys.stdout.isatty() else 160))
+        show(root, console)
     except UserError as error:
         return cli.tell(str(error), 2)
-    return 0
+    return 0 if not arguments.verify or verify(root, console) else 1
 
 
 if __name__ == "__main__":

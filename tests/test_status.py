@@ -135,3 +135,71 @@ def test_every_stage_has_a_card_that_names_its_parents(tmp_path: Path) -> None:
     assert blocks[1] == {"model": {"name": "one", "key": one.key, "content": one.entry.digest}}
     assert blocks[2] == two.parts["settings"]
     assert not (two.folder / "output" / card.FILE).exists(), "the output is the same however it was made"
+
+
+def damage(folder: Path, how: str) -> str:
+    """Damages a published output; returns what must be said of it."""
+    file = folder / "output/result"
+    stat = file.stat()
+    if how == "flipped bit":
+        data = bytearray(file.read_bytes())
+        data[3] ^= 1
+        file.write_bytes(data)
+        return "result has another content"
+    if how == "flipped bit, date restored":
+        damage(folder, "flipped bit")
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        return "result has another content"
+    if how == "truncated":
+        os.truncate(file, 5)
+        return "result has another content"
+    if how == "gone":
+        file.unlink()
+        return "result is gone"
+    (folder / "output/extra").write_text("x")
+    return "extra is new"
+
+
+@pytest.mark.parametrize("how", ["flipped bit", "truncated", "gone", "extra"])
+def test_damage_is_named_with_its_file_and_never_built_on(tmp_path: Path, how: str) -> None:
+    one, two = chain()
+    run(tmp_path, one)
+    words = damage(todo(tmp_path, one).steps[0].folder, how)
+    step = todo(tmp_path, one, two).steps[0]
+    assert step.action == "run" and words in step.why and "put it back" in step.why
+    run(tmp_path, one, two)
+    assert (step.folder / "superseded-2").is_dir(), "the damaged result is kept for who wants to look"
+    assert [s.action for s in todo(tmp_path, one, two).steps] == ["reuse", "reuse"]
+
+
+@pytest.mark.parametrize("how", ["flipped bit", "flipped bit, date restored", "truncated", "gone", "extra"])
+def test_verify_reads_everything(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(tmp_path, *chain())
+    monkeypatch.setattr(sys, "argv", ["synergy status", str(tmp_path), "--verify"])
+    assert status.main() == 0
+    words = damage(todo(tmp_path, *chain()).steps[1].folder, how)
+    console = Console(width=300, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    assert not status.verify(tmp_path, console)
+    assert words in console.export_text()
+    assert status.main() == 1
+
+
+def test_swapped_outputs_are_both_told(tmp_path: Path) -> None:
+    run(tmp_path, *chain())
+    one, two = (step.folder for step in todo(tmp_path, *chain()).steps)
+    (one / "output").rename(tmp_path / "aside")
+    (two / "output").rename(one / "output")
+    (tmp_path / "aside").rename(two / "output")
+    steps = todo(tmp_path, *chain()).steps
+    assert [step.action for step in steps] == ["run", "run"]
+    assert "result has another content" in steps[0].why
+    assert not status.verify(tmp_path, Console(file=open(os.devnull, "w")))  # noqa: SIM115
+
+
+def test_a_stage_without_manifest_is_still_checked(tmp_path: Path) -> None:
+    run(tmp_path, stage("one"))
+    step = todo(tmp_path, stage("one")).steps[0]
+    (step.folder / "manifest.json").unlink()
+    assert todo(tmp_path, stage("one")).steps[0].action == "reuse"
+    damage(step.folder, "truncated")
+    assert "not recorded" in todo(tmp_path, stage("one")).steps[0].why

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from synergy import stages
-from synergy.driver import card, failure, identity, ledger, process
+from synergy.driver import card, failure, identity, ledger, manifest, process
 from synergy.driver.ledger import Entry
 from synergy.driver.plan import Plan, Step
 from synergy.driver.warm import PATIENCE, Warm
@@ -132,13 +132,14 @@ def _run_step(
     if job.output.exists():
         job.output.rename(step.folder / f"superseded-{attempt}")
     aside.rename(job.output)
+    sums = manifest.write(step.folder)
     _sync_folder(step.folder)
     entry = Entry(
         key=step.key,
         kind=step.stage.kind,
         name=step.stage.name,
         output=str(job.output.relative_to(todo.space.root)),
-        digest=identity.digest(job.output),
+        digest=identity.digest_of(sums),
         fingerprint=identity.fingerprint(job.output),
         identity=dict(step.parts),
         inputs=inputs,

@@ -134,7 +134,16 @@ def digest(path: Path, cache: Path | None = None) -> str:
 @functools.cache
 def _content(path: Path, mark: str) -> str:
     """Read once per process as long as its fingerprint stays: many plans at once share a base model of gigabytes."""
+    return digest_of(sums(path))
+
+
+def sums(path: Path) -> dict[str, str]:
+    """File below ``path`` -> SHA-256 of its content, read with several threads."""
     files = _files(path)
     with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) * 2)) as pool:
-        sums = list(pool.map(_file_digest, files))
-    return sha(canonical([[str(f.relative_to(path)), s] for f, s in zip(files, sums, strict=True)]))
+        return dict(zip([str(f.relative_to(path)) for f in files], pool.map(_file_digest, files), strict=True))
+
+
+def digest_of(found: Mapping[str, str]) -> str:
+    """The content digest of a folder whose files have these sums, in the order of their paths."""
+    return sha(canonical([[name, value] for name, value in found.items()]))

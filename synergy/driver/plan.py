@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from synergy import environments, stages, strategies
 from synergy.config import Config
-from synergy.driver import identity, ledger
+from synergy.driver import identity, ledger, manifest
 from synergy.driver.externals import External, resolve
 from synergy.driver.ledger import Entry
 from synergy.errors import UserError
@@ -131,7 +131,9 @@ def _unusable(entry: Entry, folder: Path, stage: Stage, steps: Mapping[str, Step
     if not output.exists():
         return "its output is gone"
     if identity.fingerprint(output) != entry.fingerprint and identity.digest(output) != entry.digest:
-        return "its output was changed after it was published"
+        return (
+            f"its output was changed after it was published ({manifest.told(folder)}); put it back, or it is made anew"
+        )
     for role, name in stage.inputs.items():
         upstream = steps[name].entry if name in steps else None
         if upstream is not None and entry.inputs.get(role) != upstream.digest:
