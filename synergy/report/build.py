@@ -9,7 +9,7 @@ from typing import Any
 
 from synergy.driver import identity
 from synergy.driver.plan import Plan
-from synergy.report import bars, examples, form, history, lines, measure, merging, pages, results, tables, words
+from synergy.report import bars, examples, explorer, form, history, lines, measure, merging, pages, results, tables, words
 from synergy.report.history import Span
 from synergy.report.measure import Gain, Row
 from synergy.report.results import Model
@@ -133,6 +133,7 @@ def content(report: Report) -> dict[str, Any]:
         "columns": words.columns(),
         "level_rule": words.LEVEL_RULE,
         "bars": words.BARS,
+        "explorer": explorer.data(report.rows, report.gains),
         "results": tables.results(report.rows, report.gains),
         "paper": tables.paper_gains(report.models, report.gains),
         "paper_label": words.PAPER_LABEL,
