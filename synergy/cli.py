@@ -20,7 +20,7 @@ VERBS = {
     "run": "run a recipe to its report; what is finished is reused",
     "plan": "say what run would do, and why, without doing it",
     "tag": "tell the difficulty level of every question of a set",
-    "report": "draw the report of a recipe from finished stages",
+    "report": "draw the report of a recipe from finished stages, or compare reports",
     "doctor": "say what is installed, what is missing and how to mend it",
 }
 

@@ -16,7 +16,8 @@ from synergy.report.measure import AVERAGE, PLACES, Gain, Level, Row
 
 RUNS = {"accuracy": "between runs", "length": "between responses", "gain": ""}
 SEEDS = dict.fromkeys(("accuracy", "length", "gain"), "between seeds")
-"""What a standard deviation is between: of a recipe's rows, and of a sweep's."""
+MIXED = {"accuracy": "between runs or seeds", "length": "between responses or seeds", "gain": "between seeds"}
+"""What a standard deviation is between: of a recipe's rows, of a sweep's, and where both stand together."""
 LABELS = {"accuracy": "accuracy, %", "length": "response length, tokens", "gain": "gain over base, points"}
 PAPER = (
     "Diamonds: the paper's values (Qwen2.5-VL-7B on other benchmarks, arXiv 2507.07562). Not comparable in size; shown for "
@@ -53,7 +54,7 @@ def data(
     looks = {name: Look(name) for name in names} | dict(looks or {})
     colours = style.colours(list(dict.fromkeys(looks[name].recipe for name in names)))
     by_place = {(gain.model, gain.benchmark, gain.level): gain for gain in gains}
-    points = []
+    points: list[dict[str, Any]] = []
     for row in rows:
         place = (row.model, row.benchmark, row.level)
         figures = {"accuracy": _accuracy(row, spread), "length": _length(row, spread)}
@@ -64,6 +65,9 @@ def data(
             figure |= {"paper": theirs, "paper_text": "" if theirs is None else f"paper: {_short(what, theirs)}"}
         at = (names.index(row.model), benchmarks.index(row.benchmark), levels.index(row.level))
         points.append(dict(zip(("model", "benchmark", "level"), at, strict=True)) | {"n": row.n, **figures})
+    known = any(
+        figure.get("paper") is not None for point in points for figure in point.values() if isinstance(figure, dict)
+    )
     found: dict[str, Any] = pages.plain(
         {
             "models": [
@@ -82,7 +86,7 @@ def data(
                 for name in ("accuracy", "length", "gain")
                 if name != "gain" or gains
             ],
-            "paper": PAPER if any(point[name]["paper"] is not None for point in points for name in LABELS if name in point) else "",
+            "paper": PAPER if known else "",
             "points": points,
         }
     )  # fmt: skip
@@ -90,7 +94,11 @@ def data(
 
 
 def _note(what: str, spread: Mapping[str, str]) -> str:
-    return "Whiskers: 95 % interval over questions." if what == "gain" else f"Whiskers: one standard deviation {spread[what]}."
+    return (
+        "Whiskers: 95 % interval over questions."
+        if what == "gain"
+        else f"Whiskers: one standard deviation {spread[what]}."
+    )
 
 
 def _short(what: str, value: float) -> str:

@@ -23,8 +23,9 @@ TEMPLATES, STATIC = Path(__file__).parent / "templates", Path(__file__).parent /
 SCRIPTS = ("tables.js", "explorer.js")
 
 
-def publish(place: Path, fill: Callable[[Path], None]) -> Path:
-    """Fills a folder aside and puts it in its place; returns the page. Raises UserError where it can't be written."""
+def publish(place: Path, fill: Callable[[Path], None], way_out: str = "free space or set run.dir") -> Path:
+    """Fills a folder aside and puts it in its place; returns the page. Raises UserError where it can't be written, with the
+    way out."""
     aside = place.with_name(f".{place.name}-{os.getpid()}")
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -33,9 +34,7 @@ def publish(place: Path, fill: Callable[[Path], None]) -> Path:
         shutil.rmtree(place, ignore_errors=True)
         aside.rename(place)
     except OSError as error:
-        raise UserError(
-            f"the report can't be written to {place}: {error.strerror or error}; free space or set run.dir"
-        ) from error
+        raise UserError(f"the report can't be written to {place}: {error.strerror or error}; {way_out}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return place / "report.html"

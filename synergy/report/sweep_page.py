@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from synergy.driver import sharing
 from synergy.driver.plan import Plan
-from synergy.report import bars, build, explorer, form, lines, pages, paper, results, sweep, tables, words
+from synergy.report import bars, build, explorer, form, lines, pages, paper, results, settings, sweep, tables, words
 from synergy.report.measure import ALL, LEVELS, PLACES
 from synergy.report.results import BASE
 from synergy.report.sweep import Sweep
@@ -202,6 +202,7 @@ def document(told: Sweep) -> dict[str, Any]:
             for one in told.outcomes
         ],
         "seeds": {one.name: one.trainings for one in told.strategies},
+        "settings": settings.of_plan(told.plan, told.models),
         "baseline": baseline(told),
         "rows": [asdict(row) for row in told.rows],
         "gains": [

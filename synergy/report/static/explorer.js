@@ -97,7 +97,7 @@ const explorer = (() => {
           add(made, "text", { class: "value", x: middle, y: over }, figure.short);
         }
         if (!single && pitch >= 8) add(made, "text", { class: "mark", x: middle, y: base.bottom + 12 }, model.mark);
-        bars.push({ ...bar, made, middle, top: Math.min(top, y(figure.high ?? 0)) });
+        bars.push({ ...bar, made, middle, top: Math.min(top, y(figure.high ?? 0)), foot: base.bottom + EDGE.foot - 4 });
       });
     }
 
@@ -142,7 +142,8 @@ const explorer = (() => {
       if (bars.length) bars[0].made.setAttribute("tabindex", 0);
       const theirs = data.paper && figures.some((f) => f.paper !== null);
       const paper = state.paper ? (theirs ? data.paper : "The paper has no values for what is shown.") : "";
-      part("note").textContent = [metric.note, paper].filter(Boolean).join(" ");
+      const whiskers = figures.some((f) => f.low !== null) ? metric.note : "";
+      part("note").textContent = [whiskers, paper].filter(Boolean).join(" ");
     }
 
     function show(made) {
@@ -156,9 +157,11 @@ const explorer = (() => {
       const scale = svg.getBoundingClientRect().width / svg.viewBox.baseVal.width;
       const shift = made.parentNode.transform.baseVal[0].matrix.f;
       const left = bar.middle * scale - tip.offsetWidth / 2;
-      const top = (shift + bar.top) * scale - tip.offsetHeight - 8;
+      // Below its line of bars, so that it hides none of them; above the bar where the window ends before.
+      const below = (shift + bar.foot) * scale;
+      const room = innerHeight - svg.getBoundingClientRect().top - below;
       tip.style.left = `${Math.max(0, Math.min(left, chart.clientWidth - tip.offsetWidth))}px`;
-      tip.style.top = `${Math.max(-tip.offsetHeight / 2, top)}px`;
+      tip.style.top = `${room > tip.offsetHeight ? below : (shift + bar.top) * scale - tip.offsetHeight - 8}px`;
       for (const other of bars) other.made.classList.toggle("chosen", other.made === made);
     }
 
