@@ -92,7 +92,7 @@ def differing(reports: Sequence[Told]) -> list[tuple[str, list[str]]]:
         values = [sorted(one.settings.get(name, [])) for one in reports]
         shared = ": " not in name or all(name.partition(": ")[0] in group for group in groups)
         if shared and any(value != values[0] for value in values):
-            found.append((name, ["; ".join(value) or "not told" for value in values]))
+            found.append((name, ["; ".join(value) or "–" for value in values]))
     for benchmark in dict.fromkeys(name for one in reports for name in _benchmarks(one)):
         sizes = [
             {row.n for (_, name, at), row in one.rows.items() if (name, at) == (benchmark, ALL)} for one in reports

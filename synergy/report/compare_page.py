@@ -17,7 +17,7 @@ from synergy.report.stored import Told
 WHATS = ("accuracy", "gain", "length")
 NO_INTERVAL = (
     "A difference has no interval: reports keep no single answers, so questions can't be paired. One that is smaller than the "
-    "± or the intervals of either side says nothing."
+    "± or the intervals of either side is not told apart from none."
 )
 WAY_OUT = "copy the first report to a folder of yours"
 

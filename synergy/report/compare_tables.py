@@ -19,7 +19,7 @@ def headline(told: Comparison) -> list[str]:
     for pair in told.pairs:
         for number, one in enumerate(told.reports[1:], 1):
             change = told.change(pair, number, "accuracy", benchmark, ALL)
-            if change is not None:
+            if change:
                 after, before = (
                     at.rows[name or "", benchmark, ALL]
                     for at, name in ((one, pair.names[number]), (first, pair.names[0]))
@@ -30,7 +30,9 @@ def headline(told: Comparison) -> list[str]:
                     f"{form.tokens(after.length_mean)} tokens instead of {form.tokens(before.length_mean)}."
                 )
                 found.append((abs(change), text))
-    return [text for _, text in sorted(found, key=lambda one: -one[0])[:SOME]]
+    return [text for _, text in sorted(found, key=lambda one: -one[0])[:SOME]] or [
+        f"On {benchmark}, all compared models answer equally many right."
+    ]
 
 
 def reports(told: Comparison) -> Table:

@@ -30,15 +30,16 @@ const explorer = (() => {
     const at = (model, level) =>
       data.points.find((p) => p.model === model && p.benchmark === state.benchmark && p.level === level);
     const bar = (model, level) => ({ model, level, point: at(model, level) });
+    const known = (b) => b.point && b.point[state.metric] && b.point[state.metric].value !== null;
     const models = [...data.models.keys()].filter((model) => state.models.has(model));
     if (state.level === null)
       return data.levels.map((name, level) => ({
         name,
-        bars: models.map((model) => bar(model, level)).filter((b) => b.point && b.point[state.metric]),
+        bars: models.map((model) => bar(model, level)).filter(known),
       }));
     return models
       .map((model) => ({ name: data.models[model].name, bars: [bar(model, state.level)] }))
-      .filter((group) => group.bars[0].point && group.bars[0].point[state.metric]);
+      .filter((group) => known(group.bars[0]));
   }
 
   /** All that is known of a point, the shown metric first. */
