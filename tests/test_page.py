@@ -188,6 +188,7 @@ def test_narrow_screens_print_and_no_request(tab: Browser, pages: dict[str, Path
     tab.call("Emulation.setEmulatedMedia", media="print")
     assert tab.evaluate("document.querySelector('.switches').checkVisibility()") is False
     assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert tab.evaluate("getComputedStyle(document.querySelector('.wide')).overflowX") == "visible"
     assert tab.evaluate(wide) == [], "nothing is cut off on paper"
     assert len(tab.pdf()) > 10_000
     tab.call("Emulation.setEmulatedMedia", media="")

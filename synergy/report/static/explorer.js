@@ -2,7 +2,7 @@
 /* The chart of an explorer: bars over difficulty levels, from the JSON beside it (synergy/report/explorer.py says what that
    holds). Everything that comes from there is set as text or as an attribute, never as markup. */
 const explorer = (() => {
-  const EDGE = { left: 46, right: 6, top: 20, foot: 40 };
+  const EDGE = { left: 46, right: 6, top: 26, foot: 40 };
 
   /** Round numbers from at most `low` to at least `high`, about `count` of them. */
   function ticks(low, high, count) {
