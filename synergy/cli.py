@@ -21,7 +21,7 @@ VERBS = {
     "plan": "say what run would do, and why, without doing it",
     "tag": "tell the difficulty level of every question of a set",
     "status": "say what a run directory holds and what runs there now",
-    "report": "draw the report of a recipe from finished stages",
+    "report": "draw the report of a recipe from finished stages, or compare reports",
     "clean": "say what in a run directory may go; with --yes it goes",
     "doctor": "say what is installed, what is missing and how to mend it",
 }

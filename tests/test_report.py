@@ -181,8 +181,10 @@ def test_interval_matches_theory_and_says_when_it_knows_nothing() -> None:
 
 def test_page_is_self_contained_and_figures_are_there(written: Path) -> None:
     html, markdown, told = page(written)
-    assert not re.findall(r"""(?:src|href|action|srcset|poster|data)\s*=\s*["']?+(?!data:image/)\S""", html)
-    assert "url(" not in html and "@import" not in html and "<script" not in html
+    markup = re.sub(r"(<script[^>]*>).*?</script>", r"\1", html, flags=re.DOTALL)
+    assert re.findall(r"<script[^>]*>", markup) == ['<script type="application/json">', "<script>"]
+    assert not re.findall(r"""(?:src|href|action|srcset|poster|data)\s*=\s*["']?+(?!data:image/)\S""", markup)
+    assert "url(" not in html and "@import" not in html and "http:" not in html and "https:" not in html
     assert "default-src 'none'" in html
     figures = {file.stem: file.read_bytes() for file in (written.parent / "figures").iterdir()}
     assert set(figures) == {"gains", "accuracy", "length", "training", "timeline"}
@@ -213,8 +215,9 @@ def test_hostile_responses_stay_text(tmp_path: Path) -> None:
     runs.evaluate("base", sizes, lambda b, level, q, i, run: (i == 0, 5), response=evil)
     runs.evaluate("sft", sizes, lambda b, level, q, i, run: (i == 1, 9), response=evil + "x" * 5000)
     html, markdown, _ = page(build.write(runs.plan()))
-    for bad in ("<script", "<img src=http", "<svg", "javascript:", "<i>"):
+    for bad in ("<script>alert", "<img src=http", "<svg onload", "javascript:", "<i>"):
         assert bad not in html
+    assert html.count("<script") == 2 and html.count("</script") == 2
     assert "&lt;script&gt;alert(1)" in html and "{{ recipe }}" in html and "characters left out" in html
     assert "<i>" not in markdown and r"One\| \<i\>" in markdown
 

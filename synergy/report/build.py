@@ -9,7 +9,21 @@ from typing import Any
 
 from synergy.driver import identity
 from synergy.driver.plan import Plan
-from synergy.report import bars, examples, form, history, lines, measure, merging, pages, results, tables, words
+from synergy.report import (
+    bars,
+    examples,
+    explorer,
+    form,
+    history,
+    lines,
+    measure,
+    merging,
+    pages,
+    results,
+    settings,
+    tables,
+    words,
+)
 from synergy.report.history import Span
 from synergy.report.measure import Gain, Row
 from synergy.report.results import Model
@@ -79,17 +93,13 @@ def document(report: Report) -> dict[str, Any]:
         "schema": SCHEMA,
         "recipe": report.recipe,
         "created": report.created,
-        "models": [_model(model) for model in report.models],
+        "models": [settings.model(model) for model in report.models],
+        "settings": settings.of_plan(report.plan, report.models),
         "baseline": words.baseline(report.models),
         "rows": [asdict(row) for row in report.rows],
         "gains": [asdict(gain) for gain in report.gains],
         "stages": [_stage(span) for span in report.spans],
     }
-
-
-def _model(model: Model) -> dict[str, Any]:
-    told = {name: model.settings[name] for name in ("runs", "sampling", "instruction")}
-    return {"model": model.name, "checkpoint": model.checkpoint, "stage": model.step.stage.name, **told}
 
 
 def _stage(span: Span) -> dict[str, Any]:
@@ -133,6 +143,7 @@ def content(report: Report) -> dict[str, Any]:
         "columns": words.columns(),
         "level_rule": words.LEVEL_RULE,
         "bars": words.BARS,
+        "explorer": explorer.data(report.rows, report.gains),
         "results": tables.results(report.rows, report.gains),
         "paper": tables.paper_gains(report.models, report.gains),
         "paper_label": words.PAPER_LABEL,

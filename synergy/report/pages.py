@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 import os
@@ -13,15 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from synergy.errors import UserError
 from synergy.report import tables
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES, STATIC = Path(__file__).parent / "templates", Path(__file__).parent / "static"
+SCRIPTS = ("tables.js", "explorer.js")
 
 
-def publish(place: Path, fill: Callable[[Path], None]) -> Path:
-    """Fills a folder aside and puts it in its place; returns the page. Raises UserError where it can't be written."""
+def publish(place: Path, fill: Callable[[Path], None], way_out: str = "free space or set run.dir") -> Path:
+    """Fills a folder aside and puts it in its place; returns the page. Raises UserError where it can't be written, with the
+    way out."""
     aside = place.with_name(f".{place.name}-{os.getpid()}")
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -30,9 +34,7 @@ def publish(place: Path, fill: Callable[[Path], None]) -> Path:
         shutil.rmtree(place, ignore_errors=True)
         aside.rename(place)
     except OSError as error:
-        raise UserError(
-            f"the report can't be written to {place}: {error.strerror or error}; free space or set run.dir"
-        ) from error
+        raise UserError(f"the report can't be written to {place}: {error.strerror or error}; {way_out}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return place / "report.html"
@@ -54,7 +56,7 @@ def in_base64(figures: Iterable[Path | None]) -> dict[str, str]:
 def _render(name: str, escaped: bool, told: Mapping[str, Any]) -> str:
     """In HTML Jinja escapes every value: what models write is not ours to trust. Markdown escapes its own."""
     env = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader([TEMPLATES, STATIC]),
         autoescape=escaped,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -62,6 +64,10 @@ def _render(name: str, escaped: bool, told: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
     )
     env.filters["escape_markdown"] = tables.escape
+    # The page allows this one script, by its hash: markup that slipped in from a model could still not run any.
+    script = "\n".join((STATIC / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    env.globals |= {"script": Markup(script), "script_hash": f"sha256-{digest}"}
     return env.get_template(f"{name}.j2").render(told)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from synergy.driver import sharing
 from synergy.driver.plan import Plan
-from synergy.report import bars, build, form, lines, pages, paper, results, sweep, tables, words
+from synergy.report import bars, build, explorer, form, lines, pages, paper, results, settings, sweep, tables, words
 from synergy.report.measure import ALL, LEVELS, PLACES
 from synergy.report.results import BASE
 from synergy.report.sweep import Sweep
@@ -79,6 +79,12 @@ def content(told: Sweep) -> dict[str, Any]:
         "jobs": jobs(told),
         "baseline": baseline(told),
         "bars": words.BARS,
+        "explorer": explorer.data(
+            told.rows,
+            told.gains,
+            explorer.SEEDS,
+            {(one.name, *place): std for one in told.strategies for place, std in one.spread.items()},
+        ),
         "results": tables.results(told.rows, told.gains),
         "columns": COLUMNS,
         "levels": {name: tables.levels(told.rows, told.gains, name) for name in benchmarks},
@@ -196,6 +202,7 @@ def document(told: Sweep) -> dict[str, Any]:
             for one in told.outcomes
         ],
         "seeds": {one.name: one.trainings for one in told.strategies},
+        "settings": settings.of_plan(told.plan, told.models),
         "baseline": baseline(told),
         "rows": [asdict(row) for row in told.rows],
         "gains": [
