@@ -21,6 +21,7 @@ VERBS = {
     "plan": "say what run would do, and why, without doing it",
     "tag": "tell the difficulty level of every question of a set",
     "report": "draw the report of a recipe from finished stages",
+    "reproduce": "make the paper's tables in our numbers, beside its own; from given checkpoints too",
     "doctor": "say what is installed, what is missing and how to mend it",
 }
 
@@ -29,7 +30,7 @@ def main() -> int:
     """Entry of the console script."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb not in VERBS:
-        lines = "".join(f"  synergy {name:<8}{text}\n" for name, text in VERBS.items())
+        lines = "".join(f"  synergy {name:<10}{text}\n" for name, text in VERBS.items())
         print(f"usage:\n{lines}each verb takes --help; for example: synergy plan recipe=progressive")
         return 0 if verb in ("-h", "--help") else 2
     import importlib
