@@ -74,7 +74,7 @@ def action(request: Request, tasks: list[Task]) -> None:
     failed: Missing = []
     if jobs and not request.only_plan:
         failed = complete(jobs)
-        _report(request, tasks, missing + failed)
+        _report(request, jobs, tasks, missing + failed)
     if failed or not jobs:
         told = "; ".join(f"{name}: {why}" for name, why in reasons(tasks, failed or missing).items())
         raise type((failed or missing)[0][1])(f"{'some' if jobs else 'all'} recipes could not be run. {told}")
@@ -142,9 +142,9 @@ def reasons(tasks: Sequence[Task], missing: Missing) -> dict[str, str]:
     return found
 
 
-def _report(request: Request, tasks: Sequence[Task], missing: Missing) -> None:
+def _report(request: Request, jobs: Sequence[Job], tasks: Sequence[Task], missing: Missing) -> None:
     gone = {id(task) for task, _ in missing}
-    done = [(task, driver_plan.of_config(task.cfg)) for task in tasks if id(task) not in gone]
+    done = [(task, _again(task, todo)) for task, todo in jobs if id(task) not in gone]
     if done:
         from synergy.report import reproduce, reproduce_page  # draw with matplotlib
 
@@ -154,6 +154,11 @@ def _report(request: Request, tasks: Sequence[Task], missing: Missing) -> None:
         else:
             made = [reproduce.end(task.recipe, task.recipe, task, todo) for task, todo in done]
         print(f"report: {reproduce_page.write(request.names, made, reasons(tasks, missing))}", flush=True)
+
+
+def _again(task: Task, todo: Plan) -> Plan:
+    """The plan after it was run; of one that had nothing to run, itself."""
+    return todo if all(step.action == "reuse" for step in todo.steps) else driver_plan.of_config(task.cfg)
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from synergy.report import style, survey
 from synergy.report.measure import ALL, PLACES
@@ -21,19 +22,19 @@ COLUMNS = 3
 
 def numbers(cells: Sequence[Cell], unit: str, path: Path) -> Path | None:
     """A line per model, a panel per item (level or word): our number filled, its interval over questions thick and its spread
-    between trainings thin; the paper's hollow. None where nothing of ours is there."""
+    between trainings thin; the paper's hollow. None where nothing of ours is there, or nothing but zeros."""
     shown = [cell for cell in cells if cell.ours is not None]
-    if not shown:
+    if not any(cell.ours for cell in shown):
         return None
     models = list(dict.fromkeys(cell.model for cell in shown))
     items = list(dict.fromkeys(cell.item for cell in shown))
     colours = style.colours(models)
     columns = min(COLUMNS, len(items))
     lines = math.ceil(len(items) / columns)
-    words = shown[0].difference is None and shown[0].paper is not None
+    words = shown[0].item in survey.WORDS
     with style.look():
         figure = style.figure(0.7 + lines * (0.55 + 0.24 * len(models)))
-        axes = figure.subplots(lines, columns, sharey=True, squeeze=False)
+        axes = figure.subplots(lines, columns, sharex=not words, sharey=True, squeeze=False)
         places: list[Axes] = axes.ravel().tolist()
         for at, item in zip_longest(places, items):
             if item is None:
@@ -46,10 +47,13 @@ def numbers(cells: Sequence[Cell], unit: str, path: Path) -> Path | None:
             at.set_ylim(len(models) - 0.5, -0.5)
             at.grid(axis="x", color=style.FAINT, linewidth=0.6)
             at.tick_params(length=0)
-            if shown[0].item not in survey.WORDS and min(c.ours or 0.0 for c in shown) < 0:
+            if words:
+                at.set_xlim(left=0)
+            elif min(cell.ours or 0.0 for cell in shown) < 0:
                 at.axvline(0, color=style.INK, linewidth=0.8)
         for at in places[max(0, len(items) - columns) : len(items)]:
             at.set_xlabel(unit)
+            at.tick_params(labelbottom=True)
         handles = [Line2D([], [], marker="o", color=style.INK, linestyle="", label="here")]
         if not words and any(cell.paper is not None for cell in shown):
             handles.append(_hollow(style.INK, "paper"))
@@ -92,6 +96,9 @@ def lengths(found: Mapping[str, Sequence[Survey]], path: Path) -> Path:
                 if tokens.size:
                     at.ecdf(tokens, color=colours[model], linewidth=1.4, label=model)
             at.set_xscale("log")
+            at.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=8))
+            at.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            at.xaxis.set_minor_formatter(NullFormatter())
             at.set_title("all levels" if level == ALL else f"level {level}")
             at.set_ylim(0, 1.02)
             style.grid(at)

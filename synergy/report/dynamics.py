@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from synergy.driver.plan import Plan
 from synergy.report import history, style
-from synergy.report.history import Curve
 
 PANELS = (
     ("rl", "reward", "RL: mean reward"),
@@ -30,6 +30,8 @@ PANELS = (
 )
 """Kind of stage, name in metrics.jsonl, title. The paper's clip ratio is of responses that met the limit of tokens."""
 COLUMNS = 2
+SMOOTH_FROM = 60
+"""SFT's loss of so many steps or more is drawn as a running mean over a twentieth of them, before the faint loss itself."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,12 @@ def line(plans: Sequence[Plan], kind: str, name: str) -> Line | None:
 
 
 def _switches(todo: Plan) -> list[float]:
-    """RL steps done when a round of SFT that trained came in between; none for SFT before all RL or after it."""
-    curves: dict[str, Curve] = {curve.stage: curve for kind in ("sft", "rl") for curve in history.curves(todo, kind)}
-    done, pending, found = 0, False, []
-    for step in todo.steps:
-        curve = curves.get(step.stage.name)
-        if curve is not None and curve.kind == "sft" and curve.rows:
-            pending = True
-        elif curve is not None and curve.kind == "rl":
-            found += [done + 1.0] if pending else []
-            done, pending = done + curve.steps, False
-    return found
+    """The steps of RL that are the first after a round of SFT: their stage begins with what SFT, which trained, made."""
+    trained = {curve.stage for curve in history.curves(todo, "sft") if curve.rows}
+    models = {step.stage.name: step.stage.inputs.get("model") for step in todo.steps}
+    curves = history.curves(todo, "rl")
+    begins = zip(curves, history.starts(curves)[:-1], strict=True)
+    return [begin + 1.0 for curve, begin in begins if models[curve.stage] in trained]
 
 
 def draw(recipes: Mapping[str, Sequence[Plan]], path: Path) -> Path | None:
@@ -96,6 +93,7 @@ def draw(recipes: Mapping[str, Sequence[Plan]], path: Path) -> Path | None:
                 _draw(at, one, colours[recipe], "--" if kind == "sft" else "-")
             at.set_title(title)
             at.set_xlabel(f"{kind.upper()} steps, all rounds together")
+            at.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             at.margins(y=0.1)
             style.grid(at)
         handles = [Line2D([], [], color=colours[recipe], label=recipe) for recipe in drawn]
@@ -106,14 +104,24 @@ def draw(recipes: Mapping[str, Sequence[Plan]], path: Path) -> Path | None:
 
 
 def _lines(recipes: Mapping[str, Sequence[Plan]], kind: str, name: str) -> dict[str, Line]:
-    found = {recipe: line(plans, kind, name) for recipe, plans in recipes.items()}
-    return {recipe: one for recipe, one in found.items() if one is not None}
+    """A line per recipe that trained by stages of its own; one that shares all of them is not drawn over another."""
+    found: dict[tuple[str, ...], tuple[str, Line]] = {}
+    for recipe, plans in recipes.items():
+        one = line(plans, kind, name)
+        keys = tuple(step.key for todo in plans for step in todo.steps if step.stage.kind == kind)
+        if one is not None:
+            found.setdefault(keys, (recipe, one))
+    return dict(found.values())
 
 
 def _draw(at: Axes, one: Line, colour: str, how: str) -> None:
-    alone = {"marker": "o", "markersize": 3.5} if len(one.steps) < 4 else {}
-    at.plot(one.steps, one.mean, color=colour, linewidth=1.2, linestyle=how, **alone)
-    if (one.high > one.low).any():
+    few = {"marker": "o", "markersize": 3.5} if len(one.steps) < 4 else {}
+    window = len(one.steps) // 20 if how == "--" and len(one.steps) >= SMOOTH_FROM else 1
+    if window > 1:
+        at.plot(one.steps, one.mean, color=colour, linewidth=0.6, alpha=0.25)
+    elif (one.high > one.low).any():
         at.fill_between(one.steps, one.low, one.high, color=colour, alpha=0.15, linewidth=0)
+    mean = np.convolve(one.mean, np.full(window, 1 / window), "valid")
+    at.plot(one.steps[window - 1 :], mean, color=colour, linewidth=1.3, linestyle=how, **few)
     there = [step for step in one.switches if one.steps[0] <= step <= one.steps[-1]]
     at.plot(there, np.interp(there, one.steps, one.mean), "D", color=colour, markersize=4)

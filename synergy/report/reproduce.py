@@ -196,7 +196,7 @@ def _value(answer: Answer, what: What) -> float:
 def _words(entry: Entry, row: Row) -> list[Cell]:
     """Of MathVision, as in the paper; where it is missing, of all benchmarks together."""
     benchmark = FIVE[0] if FIVE[0] in entry.surveys[0].responses else POOLED
-    why = entry.apart or "the paper prints totals over a number of responses that it leaves unstated"
+    why = entry.apart or "the paper prints totals"
     told = []
     for word in WORDS:
         rates = [one.rate(word, benchmark) for one in entry.surveys]

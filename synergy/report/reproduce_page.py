@@ -20,9 +20,10 @@ from synergy.report.tables import Table
 
 SCHEMA = 1
 VERDICTS = (
-    "Within: our 95 % interval over questions, or our mean ± the standard deviation between trainings, holds the paper's value, "
-    "give or take its rounding or, for Figure 1, the error of reading it off the picture. Above, below: it does not. Not "
-    "comparable: the reason says what sets the two apart; both are shown all the same, and nothing follows from the difference."
+    "Within: our 95 % interval over questions, or our mean ± the standard deviation between trainings, holds the paper's "
+    "value, give or take its rounding or, for Figure 1, the error of reading it off the picture. Above, below: neither does. "
+    "Not comparable: the reason says what sets the two apart; both are shown all the same, and nothing follows from their "
+    "difference."
 )
 WORDS = (
     "Here: how often a word of a response begins with it, per 1,000 responses, upper or lower case. Paper: totals over its "
@@ -30,7 +31,9 @@ WORDS = (
 )
 DYNAMICS = (
     "In the form of the paper's Figures 4, 11, 12 and 13. Solid: RL, over its own steps; diamonds: a round of SFT came before "
-    "this step. Dashed: SFT, over its own. Several seeds: mean, and a band from the least to the most."
+    "this step. Dashed: SFT, over its own, a long one as a running mean over a twentieth of its steps. Several seeds: mean, "
+    "and a band from the least to the most. Recipes that share a training (data_mixing and model_merging begin with that of rl) "
+    "are drawn once."
 )
 
 
