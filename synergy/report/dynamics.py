@@ -50,7 +50,7 @@ def line(plans: Sequence[Plan], kind: str, name: str) -> Line | None:
     found: list[dict[float, float]] = []
     for todo in plans:
         curves = history.curves(todo, kind)
-        values = {}
+        values: dict[float, float] = {}
         for curve, begin in zip(curves, history.starts(curves)[:-1], strict=True):
             steps, points = curve.points(name)
             values |= {begin + step: value for step, value in zip(steps, points, strict=True) if math.isfinite(value)}

@@ -119,8 +119,13 @@ def _entry(name: str, made: Sequence[Made], read: Mapping[str, Survey]) -> Entry
 
 
 def _apart(made: Made, surveys: Sequence[Survey]) -> str:
+    """The weightiest of what sets a model, its data and its evaluation apart from the paper's; '' for nothing."""
+    why = verdict.apart(made.task.cfg)
+    for step in made.plan.steps:
+        if not why and step.stage.name == "data" and step.entry is not None:
+            why = verdict.other_data(made.recipe, int(step.entry.figures["train"]["records"]))
     judge = made.step.stage.settings.get("judge") or any(sum(one.judged.values()) for one in surveys)
-    return verdict.apart(made.task.cfg) or ("" if judge else "no judge")
+    return why or ("" if judge else "no judge")
 
 
 def cells(spec: Spec, found: Sequence[Entry]) -> list[Cell]:

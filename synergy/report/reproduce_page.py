@@ -32,8 +32,8 @@ WORDS = (
 DYNAMICS = (
     "In the form of the paper's Figures 4, 11, 12 and 13. Solid: RL, over its own steps; diamonds: a round of SFT came before "
     "this step. Dashed: SFT, over its own, a long one as a running mean over a twentieth of its steps. Several seeds: mean, "
-    "and a band from the least to the most. Recipes that share a training (data_mixing and model_merging begin with that of rl) "
-    "are drawn once."
+    "and a band from the least to the most. Recipes that share a training, as data_mixing and model_merging do "
+    "with rl, are drawn once."
 )
 
 

@@ -13,6 +13,8 @@ MODEL = re.compile(r"qwen2[._]5-vl-7b", re.IGNORECASE)
 RUNS = 4
 SAMPLING = {"temperature": 0.6, "top_p": 0.95, "top_k": 20, "max_tokens": 24576}
 """How the paper evaluates (its section on evaluation): 24k new tokens, mean of four runs."""
+QUESTIONS, QUESTIONS_OF_S1, TOLERANCE = 34_000, 1_000, 0.05
+"""Training questions of Eureka-Distill and of both s1 sets, which the paper tells in thousands, and how far ours may be off."""
 Ends = tuple[float | None, float | None]
 
 
@@ -51,3 +53,9 @@ def apart(cfg: Config) -> str:
     if other:
         return f"other sampling ({', '.join(other)})"
     return "fewer runs" if ev.runs < RUNS else ""
+
+
+def other_data(recipe: str, questions: int) -> str:
+    """What sets the training questions of a recipe apart from the paper's, as far as their number tells."""
+    wanted = QUESTIONS_OF_S1 if recipe.startswith("ablation/sft_s1") else QUESTIONS
+    return "" if abs(questions / wanted - 1) <= TOLERANCE else f"other data ({questions:,} training questions)"
