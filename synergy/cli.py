@@ -22,6 +22,7 @@ VERBS = {
     "tag": "tell the difficulty level of every question of a set",
     "status": "say what a run directory holds and what runs there now",
     "report": "draw the report of a recipe from finished stages, or compare reports",
+    "reproduce": "make the paper's tables in our numbers, beside its own; from given checkpoints too",
     "clean": "say what in a run directory may go; with --yes it goes",
     "doctor": "say what is installed, what is missing and how to mend it",
 }
@@ -31,7 +32,7 @@ def main() -> int:
     """Entry of the console script."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb not in VERBS:
-        lines = "".join(f"  synergy {name:<8}{text}\n" for name, text in VERBS.items())
+        lines = "".join(f"  synergy {name:<10}{text}\n" for name, text in VERBS.items())
         print(f"usage:\n{lines}each verb takes --help; for example: synergy plan recipe=progressive")
         return 0 if verb in ("-h", "--help") else 2
     import importlib

@@ -24,6 +24,11 @@ def action(tasks: list[Task]) -> None:
     for task in tasks:
         with task.telling():
             plans.append(plan.of_config(task.cfg))
+    show(tasks, plans)
+
+
+def show(tasks: Sequence[Task], plans: Sequence[Plan]) -> None:
+    """Prints what would be done."""
     console = Console(width=None if sys.stdout.isatty() else 160)
     if len(tasks) == 1:
         _one(plans[0], console)

@@ -22,7 +22,7 @@ def action(tasks: list[Task]) -> None:
     for task in tasks:
         with task.telling():
             plans.append(plan.of_config(task.cfg, fetch=True))
-    _require_space(plans)
+    require_space(plans)
     with warm.beside(tasks[0].cfg.run.warm, plans) as server:  # imports while the settings are checked
         preflight(tasks, plans)
         for task, todo in zip(tasks, plans, strict=True):
@@ -37,7 +37,7 @@ def action(tasks: list[Task]) -> None:
         print(f"report over all jobs: {sweep_page.write(ends)}")
 
 
-def _require_space(plans: Sequence[Plan]) -> None:
+def require_space(plans: Sequence[Plan]) -> None:
     """Raises UserError unless all that the plans will write has room."""
     steps = [one.step for one in sharing.distinct(plans)]
     for space in dict.fromkeys(todo.space for todo in plans):
@@ -56,10 +56,15 @@ def preflight(tasks: Sequence[Task], plans: Sequence[Plan]) -> None:
                     stages.kind(step.stage.kind).check(step.stage, todo.pythons)
 
 
-def _run(cfg: Config, todo: Plan, server: warm.Warm | None) -> None:
+def finish(cfg: Config, todo: Plan, server: warm.Warm | None) -> None:
+    """Runs what is not finished of a plan."""
     plan.require_space(todo.space, disk.needed(todo.steps))
     with display.watcher(todo.steps) as screen, state.recording(todo, screen) as watch:
         execute.run(todo, _limits(cfg.run), watch, server)
+
+
+def _run(cfg: Config, todo: Plan, server: warm.Warm | None) -> None:
+    finish(cfg, todo, server)
     if not results.evaluates(todo):
         print(f"{todo.steps[-1].stage.note}: {todo.steps[-1].folder / 'output'}")
         return

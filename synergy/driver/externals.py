@@ -1,4 +1,4 @@
-"""External inputs of a plan: the base model and the data source, where they lie and what they are."""
+"""External inputs of a plan: the base model, other given models and the data source, where they lie and what they are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from synergy.config import Config
 from synergy.driver import identity
@@ -15,6 +16,9 @@ from synergy.errors import UserError
 LAB = "lab"
 LAB_FILES = ("train.jsonl", "val.jsonl")
 """What ``synergy/lab/digits.py`` writes for training."""
+
+CHECKPOINTS = "checkpoints"
+"""The strategy that evaluates given models and trains none."""
 
 
 @dataclass(frozen=True)
@@ -26,18 +30,22 @@ class External:
 
 
 def resolve(cfg: Config, cache: Path | None, fetch: bool) -> Mapping[str, External]:
-    """``base`` and, for data in a folder, ``source``. fetch: download a hub model that is not in the local cache yet.
+    """``base``, the recipe's given models by their names and, for data in a folder, ``source``. fetch: download a hub model
+    that is not in the local cache yet.
 
     Raises UserError for a missing folder, or a hub name without commit.
     """
-    found = {"base": _model(cfg, cache, fetch)}
+    found = {"base": model(cfg.model.path, cfg.model.revision, "model", cache, fetch)}
+    for name, given in models(cfg).items():
+        found[name] = model(given["path"], given.get("revision"), f"recipe.models.{name}", cache, fetch)
     if cfg.data.source != LAB:
         folder = Path(cfg.data.source).expanduser()
         if not folder.is_dir():
             raise UserError(
                 f"data.source={cfg.data.source}: no such folder; give the folder of the JSONL files, or 'lab'"
             )
-        for name in filter(None, (cfg.data.train, cfg.data.validation)):
+        trains = cfg.recipe.get("strategy") != CHECKPOINTS
+        for name in filter(None, (cfg.data.train, cfg.data.validation) if trains else ()):
             if not os.access(folder / name, os.R_OK):
                 raise UserError(f"{folder / name} is missing or unreadable; see data.train and data.validation")
         found["source"] = External(folder.resolve(), identity.digest(folder, cache))
@@ -51,24 +59,32 @@ def resolve(cfg: Config, cache: Path | None, fetch: bool) -> Mapping[str, Extern
     return found
 
 
-def _model(cfg: Config, cache: Path | None, fetch: bool) -> External:
+def models(cfg: Config) -> Mapping[str, Mapping[str, Any]]:
+    """Models that are evaluated without having been trained here: name -> path, revision (recipes/recipe/checkpoints)."""
+    return dict(cfg.recipe.get("models") or {}) if cfg.recipe.get("strategy") == CHECKPOINTS else {}
+
+
+def model(name: str, revision: str | None, key: str, cache: Path | None = None, fetch: bool = False) -> External:
+    """A folder, a hub name with its commit, or ``lab``. key: what the messages call the setting, ``key.path``.
+
+    Raises UserError for what is none of them.
+    """
     from synergy import lab
 
-    name = cfg.model.path
     folder = lab.BASE if name == LAB else Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").exists():
-            raise UserError(f"model.path={name} has no config.json: not a checkpoint in Hugging Face format")
+            raise UserError(f"{key}.path={name} has no config.json: not a checkpoint in Hugging Face format")
         return External(folder.resolve(), identity.digest(folder, cache))
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"model.path={name}: no such folder, and not a hub name (owner/name); or use 'lab'")
-    return _hub(name, cfg.model.revision, fetch)
+        raise UserError(f"{key}.path={name}: no such folder, and not a hub name (owner/name); or use 'lab'")
+    return _hub(name, revision, key, fetch)
 
 
-def _hub(name: str, revision: str | None, fetch: bool) -> External:
+def _hub(name: str, revision: str | None, key: str, fetch: bool) -> External:
     if not revision or not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise UserError(
-            f"model.path={name} is a hub name: set model.revision to its 40-digit commit, a branch can move"
+            f"{key}.path={name} is a hub name: set {key}.revision to its 40-digit commit, a branch can move"
         )
     digest = identity.sha(f"hub:{name}@{revision}")
     try:
@@ -81,6 +97,6 @@ def _hub(name: str, revision: str | None, fetch: bool) -> External:
         if not fetch:
             return External(Path(f"{name}@{revision[:8]} (to be downloaded)"), digest)
         raise UserError(
-            f"model.path={name}: download failed ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"{key}.path={name}: download failed ({type(error).__name__}: {str(error).splitlines()[0]}); "
             "check the network, log in for gated models, or give a local folder"
         ) from error

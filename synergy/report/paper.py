@@ -77,3 +77,30 @@ def _values() -> dict[tuple[str, str, int | str, str], float]:
     for (recipe, level), number in gains().items():
         found.setdefault((recipe, AVERAGE, level, "gain"), number)
     return found
+
+
+def precision(recipe: str, benchmark: str, level: int | str, what: What) -> float:
+    """How far the printed number may be off: half of its last digit, of both for a difference, or the reading error."""
+    if level == ALL:
+        return {"accuracy": 0.05, "gain": 0.1, "length": 0.5}[what]
+    return _reading().get((recipe, benchmark, level), 0.0)
+
+
+@cache
+def _reading() -> dict[tuple[str, str, int | str], float]:
+    """(recipe, benchmark, level) -> error of reading Figure 1; that of an average is at most the mean of its parts'."""
+    names = {column: name for name, column in BENCHMARKS.items()}
+    found: dict[tuple[str, str, int | str], list[float]] = defaultdict(list)
+    with (FOLDER / "figure1_gains.csv").open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            for name in (names[row["benchmark"]], AVERAGE):
+                found[row["recipe"], name, int(row["level"])].append(float(row["reading_error"]))
+    return {place: mean(errors) for place, errors in found.items()}
+
+
+@cache
+def words() -> dict[tuple[str, str], int]:
+    """(recipe, word) -> occurrences in all responses to MathVision, a total as printed in Table 5."""
+    with (FOLDER / "words_mathvision.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    return {(name, row["word"]): int(row[name]) for row in rows for name in row if name not in ("table", "word")}

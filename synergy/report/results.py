@@ -86,14 +86,17 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def answers(file: Path) -> Iterator[Answer]:
-    for row in rows(file):
-        yield Answer(
-            benchmark=row["benchmark"],
-            run=int(row["run"]),
-            id=str(row["id"]),
-            level=row["level"],
-            correct=bool(row["correct"]),
-            tokens=int(row["tokens"]),
-            truncated=row["finish_reason"] == "length",
-            extracted=row["answer"] not in (None, ""),
-        )
+    return map(answer, rows(file))
+
+
+def answer(row: Mapping[str, Any]) -> Answer:
+    return Answer(
+        benchmark=row["benchmark"],
+        run=int(row["run"]),
+        id=str(row["id"]),
+        level=row["level"],
+        correct=bool(row["correct"]),
+        tokens=int(row["tokens"]),
+        truncated=row["finish_reason"] == "length",
+        extracted=row["answer"] not in (None, ""),
+    )

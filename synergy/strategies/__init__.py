@@ -10,10 +10,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from synergy.config import Config
+from synergy.driver import externals
 from synergy.errors import UserError
 from synergy.stages import Stage
 
-STRATEGIES = ("base", "sft", "rl", "two_stage", "progressive", "interleaved", "data_mixing", "model_merging", "tag")
+STRATEGIES = (
+    "base", "sft", "rl", "two_stage", "progressive", "interleaved", "data_mixing", "model_merging", "tag", "checkpoints",
+)  # fmt: skip
 
 
 def stages(cfg: Config) -> list[Stage]:
@@ -24,7 +27,7 @@ def stages(cfg: Config) -> list[Stage]:
         raise UserError(f"recipe.strategy={name!r} is unknown; one of: {', '.join(STRATEGIES)}")
     module = importlib.import_module(f"synergy.strategies.{name}")
     planned: list[Stage] = module.stages(cfg, _knobs(module.Knobs, knobs, name))
-    _check_order(planned)
+    _check_order(planned, {"base", "source", *externals.models(cfg)})
     return planned
 
 
@@ -35,11 +38,11 @@ def _knobs(schema: type, given: Mapping[str, Any], name: str) -> Any:
         raise UserError(f"recipe ({name}): {str(error).splitlines()[0]}") from error
 
 
-def _check_order(planned: list[Stage]) -> None:
-    """Every stage has its own name and builds only on earlier stages or external inputs."""
-    seen = {"base"}
+def _check_order(planned: list[Stage], given: set[str]) -> None:
+    """Every stage has its own name and builds only on earlier stages or external inputs (``given``)."""
+    seen = set(given)
     for stage in planned:
-        late = set(stage.inputs.values()) - seen - {"source"}
+        late = set(stage.inputs.values()) - seen
         if late or stage.name in seen:
             raise ValueError(f"stage {stage.name}: {'needs later ' + str(sorted(late)) if late else 'is there twice'}")
         seen.add(stage.name)
