@@ -73,7 +73,7 @@ def contract_prompt(row: dict[str, Any], instruction: str | None) -> str:
     return query(row["question"], choices or None, instruction)
 
 
-def spec(tmp: Path, endpoint: str, benchmarks: list[tuple[str, Path, str]], **changes: Any) -> Path:
+def spec(tmp: Path, endpoint: str | list[str], benchmarks: list[tuple[str, Path, str]], **changes: Any) -> Path:
     value: dict[str, Any] = {
         "model_name": MODEL,
         "endpoint": endpoint,

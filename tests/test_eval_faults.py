@@ -49,7 +49,7 @@ def test_killed_evaluation_by_two_servers_asks_nothing_twice(
         ]
         monkeypatch.setenv("SYNERGY_API_KEYS", "one two")
         endpoints = [stub.endpoint for stub in stubs]
-        path = spec(tmp_path, "", benchmarks, endpoint=endpoints, runs=runs, workers=workers)
+        path = spec(tmp_path, endpoints, benchmarks, runs=runs, workers=workers)
         with log.open("wb") as file, subprocess.Popen(command(eval_python, path), stdout=file, stderr=file) as child:
             end = time.monotonic() + 120
             while not (answers.exists() and len(answers.read_bytes().splitlines()) == kept):

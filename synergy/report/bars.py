@@ -13,12 +13,14 @@ from matplotlib.patches import Patch
 
 from synergy.report import style
 from synergy.report.measure import AVERAGE, LEVELS, Gain, Level, Row
+from synergy.report.regression import Shift
 
 Bar = tuple[float, float, float]
 """Height, and how far the whisker reaches below and above it; nan: none."""
 Place = tuple[str, str, Level]
 """Model, benchmark and level."""
 COLUMNS = 3
+RUNS = ("runs that defined the levels", "fresh runs")
 
 
 def accuracy(rows: Sequence[Row], path: Path) -> Path:
@@ -41,6 +43,19 @@ def gains(found: Sequence[Gain], path: Path) -> Path:
         ends = (g.gain - g.ci_low, g.ci_high - g.gain) if known else (math.nan, math.nan)  # type: ignore[operator]
         bars[g.model, g.benchmark, g.level] = (g.gain, *ends)
     return _draw(bars, [g.model for g in found], [g.benchmark for g in found], "gain over base in points", path)
+
+
+def regression(found: Sequence[Shift], path: Path) -> Path | None:
+    """The base model's accuracy per level on the runs that defined the levels and on fresh ones; whiskers: intervals. None
+    without any."""
+    bars: dict[Place, Bar] = {}
+    for shift in found:
+        for name, one in zip(RUNS, (shift.defining, shift.fresh), strict=True):
+            known = one.low is not None and one.high is not None
+            ends = (one.value - one.low, one.high - one.value) if known else (math.nan, math.nan)  # type: ignore[operator]
+            bars[name, shift.benchmark, shift.level] = (one.value, *ends)
+    unit = "accuracy of the base model in percent"
+    return _draw(bars, RUNS, [s.benchmark for s in found], unit, path, (0, 102)) if bars else None
 
 
 def _whiskered(value: float, std: float | None, most: float) -> Bar:
