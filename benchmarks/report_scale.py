@@ -1,4 +1,4 @@
-"""The whole report at the paper's size: 5 benchmarks, 8 models, 4 runs, 10,380 questions, responses of some thousand characters.
+"""The whole report at the paper's size: 5 benchmarks, 8 models, 4 runs, 10,380 questions, long responses.
 
 .envs/train/bin/python benchmarks/report_scale.py [share=1.0] [characters=3000]
 
@@ -33,7 +33,7 @@ from synergy.stages import Stage
 BENCHMARKS = {"MathVision": 3040, "MathVerse": 3940, "MathVista": 1000, "MMMU": 900, "MMStar": 1500}
 MODELS = ("base", "sft", "rl", "two_stage", "interleaved", "progressive", "data_mixing", "model_merging")
 RUNS, PASSES, MOST = 4, 16, 32_000
-SENTENCE = "So \\frac{a}{b} = 7, since \"x\" is 5.\nWait, let me check that again: the angle at B is 40°. "
+SENTENCE = 'So \\frac{a}{b} = 7, since "x" is 5.\nWait, let me check that again: the angle at B is 40°. '
 PIXEL = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"\0" * 20_000).decode()
 SETTINGS = {
     "runs": RUNS,
@@ -47,7 +47,7 @@ def step(root: Path, name: str, kind: str, inputs: dict[str, str], number: int) 
     key, folder = f"{number:02d}" + "ab" * 31, root / "stages" / f"{kind}-{name}"
     (folder / "output").mkdir(parents=True, exist_ok=True)
     entry = Entry(key, kind, name, f"stages/{folder.name}/output", "d", "f", started=1.78e9 + 60 * number, seconds=50)
-    read = {role: root / "stages" / "prepare-benchmarks" / "output" for role in inputs}
+    read = dict.fromkeys(inputs, root / "stages" / "prepare-benchmarks" / "output")
     return Step(Stage(name, kind, SETTINGS, inputs, ""), key, {}, folder, read, "reuse", "finished", entry)
 
 
@@ -69,7 +69,7 @@ def write(todo: Plan, share: float, characters: float) -> int:
     (out / "benchmarks.json").write_text(json.dumps([{"name": n, "tsv": f"{n}.tsv", "kind": "open"} for n in sizes]))
     for name, n in sizes.items():
         lines = ["index\tid\timage\tquestion\tanswer\tdifficulty_level\tpasses"]
-        lines += [f"{i}\tq{i}\t{PIXEL}\tHow much?\t7\t{level(int(k))}\t{k}" for i, k in zip(range(n), passes[name])]
+        lines += [f"{i}\tq{i}\t{PIXEL}\tHow much?\t7\t{level(int(k))}\t{k}" for i, k in enumerate(passes[name])]
         (out / f"{name}.tsv").write_text("\n".join(lines) + "\n")
     for number, todo_step in enumerate(evaluations):
         file = todo_step.folder / "output" / "results.jsonl"

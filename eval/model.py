@@ -169,7 +169,9 @@ def read_reply(data: bytes, model: str) -> dict[str, Any]:
         if not isinstance(choice["finish_reason"], str) or choice["finish_reason"] in _UNFINISHED:
             raise ValueError(f"finish_reason {choice['finish_reason']!r}")
         if reply.get("model", model) != model:
-            raise AskError(f"the reply is of model {reply['model']!r}, not {model!r}: {data[:200].decode(errors='replace')}")
+            raise AskError(
+                f"the reply is of model {reply['model']!r}, not {model!r}: {data[:200].decode(errors='replace')}"
+            )
         # A lone surrogate would make VLMEvalKit's JSON dump fail and fall back to a pickle that nobody reads.
         text = (choice["message"]["content"] or "").encode("utf-8", "replace").decode()
         return {

@@ -13,8 +13,8 @@ from typing import Any
 
 @dataclass
 class Stub:
-    """`reply` maps a request to (HTTP status, response text), or to the bytes of a body. `hold_after`: later requests wait until
-    `release` is set. `key`: what requests must bear. `most`: the most requests that were in flight at once."""
+    """`reply` maps a request to (HTTP status, response text), or to the bytes of a body. `hold_after`: later requests wait
+    until `release` is set. `key`: what requests must bear. `most`: the most requests that were in flight at once."""
 
     model: str
     reply: Callable[[dict[str, Any]], tuple[int, str | bytes]]

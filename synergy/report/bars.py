@@ -54,8 +54,11 @@ def regression(found: Sequence[Shift], path: Path) -> Path | None:
             known = one.low is not None and one.high is not None
             ends = (one.value - one.low, one.high - one.value) if known else (math.nan, math.nan)  # type: ignore[operator]
             bars[name, shift.benchmark, shift.level] = (one.value, *ends)
-    unit = "accuracy of the base model in percent"
-    return _draw(bars, RUNS, [s.benchmark for s in found], unit, path, (0, 102)) if bars else None
+    panels, colours = (
+        [shift.benchmark for shift in found],
+        dict(zip(RUNS, (style.FAINT, style.BASE_COLOUR), strict=True)),
+    )
+    return _draw(bars, RUNS, panels, "accuracy in percent", path, (0, 102), colours) if bars else None
 
 
 def _whiskered(value: float, std: float | None, most: float) -> Bar:
@@ -70,10 +73,11 @@ def _draw(
     unit: str,
     path: Path,
     limits: tuple[float, float] | None = None,
+    colours: Mapping[str, str] | None = None,
 ) -> Path:
     """Grouped bars: a panel per benchmark, levels on x, one colour per model."""
     names, panels = list(dict.fromkeys(models)), list(dict.fromkeys(benchmarks))
-    colours = style.colours(["base", *(name for name in names if name != "base")])
+    colours = colours or style.colours(["base", *(name for name in names if name != "base")])
     columns = min(COLUMNS, len(panels))
     lines = math.ceil(len(panels) / columns)
     with style.look():

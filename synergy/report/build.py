@@ -9,7 +9,20 @@ from typing import Any
 
 from synergy.driver import identity
 from synergy.driver.plan import Plan
-from synergy.report import bars, examples, form, history, lines, measure, merging, pages, regression, results, tables, words
+from synergy.report import (
+    bars,
+    examples,
+    form,
+    history,
+    lines,
+    measure,
+    merging,
+    pages,
+    regression,
+    results,
+    tables,
+    words,
+)
 from synergy.report.history import Span
 from synergy.report.measure import Gain, Row
 from synergy.report.regression import Shift

@@ -53,7 +53,9 @@ def passes(folder: Path) -> dict[str, dict[str, int]]:
     csv.field_size_limit(sys.maxsize)  # images
     for bench in json.loads((folder / "benchmarks.json").read_text()):
         with (folder / bench["tsv"]).open(encoding="utf-8", newline="") as stream:
-            rows = [(row.get("id") or row["index"], row.get("passes")) for row in csv.DictReader(stream, delimiter="\t")]
+            rows = [
+                (row.get("id") or row["index"], row.get("passes")) for row in csv.DictReader(stream, delimiter="\t")
+            ]
         if rows and all(count for _, count in rows):
             found[bench["name"]] = {name: int(count) for name, count in rows if count}
     return found
@@ -141,8 +143,8 @@ def told(found: Sequence[Shift], rows: Sequence[Row], models: Sequence[Model]) -
     return (
         f"Regression to the mean: on the {LEVEL_RUNS} runs that defined the levels (column passes of the benchmarks) the base "
         f"model is {right(easy.defining)} right on level {easy.level} and {right(hard.defining)} on level {hard.level}; on its "
-        f"{base.settings['runs']} fresh runs (stage {base.step.stage.name}) {right(easy.fresh)} and {right(hard.fresh)}. It has "
-        f"learnt nothing in between: {form.signed(easy.change.value)} and {form.signed(hard.change.value)} points come of "
+        f"{base.settings['runs']} fresh runs (stage {base.step.stage.name}) {right(easy.fresh)} and {right(hard.fresh)}. It "
+        f"has learnt nothing in between: {form.signed(easy.change.value)} and {form.signed(hard.change.value)} points come of "
         "sorting questions by runs that luck had a part in. On all levels together nothing is sorted, and the two differ by "
         f"{form.signed(by_level[ALL].change.value)}. A gain over the level-defining runs, naive in the table, has the shift in "
         "it, for every model; the gains of this report are over the fresh runs."
