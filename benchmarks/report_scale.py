@@ -67,7 +67,7 @@ def write(todo: Plan, share: float, characters: float) -> int:
     passes = {name: rng.binomial(PASSES, p) for name, p in chances.items()}
     out = prepare.folder / "output"
     (out / "benchmarks.json").write_text(json.dumps([{"name": n, "tsv": f"{n}.tsv", "kind": "open"} for n in sizes]))
-    for name, n in sizes.items():
+    for name in sizes:
         lines = ["index\tid\timage\tquestion\tanswer\tdifficulty_level\tpasses"]
         lines += [f"{i}\tq{i}\t{PIXEL}\tHow much?\t7\t{level(int(k))}\t{k}" for i, k in enumerate(passes[name])]
         (out / f"{name}.tsv").write_text("\n".join(lines) + "\n")
