@@ -80,6 +80,13 @@ def _run_module() -> ModuleType:
     return module
 
 
+def ask(spec: Spec) -> None:
+    """Every question of every benchmark and run, at once; see eval/ask.py. Raises AskError."""
+    from eval import ask
+
+    ask.everything(spec)
+
+
 def run_name(spec: Spec, run: int) -> str:
     """The model's name in VLMEvalKit: one per run, so that no run can be taken for another."""
     return f"{spec.model_name}-run{run}"

@@ -10,11 +10,11 @@ request, and turn a failed request into a prediction that is scored as wrong. Th
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import io
 import json
 import mimetypes
-import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,21 +26,41 @@ from vlmeval.api.base import BaseAPI
 
 from eval import session
 from eval.session import AskError
+from eval.spec import Endpoint
 
 _SENT_AS_IS = {"image/png", "image/jpeg"}
 _RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
-_pools: dict[int, urllib3.PoolManager] = {}
-_pool_lock = threading.Lock()
+_UNFINISHED = {"abort", "error"}
+"""vLLM's reasons for a response that it broke off; any other is the model's own end."""
+_IMAGES = 64
+"""Images kept encoded: the runs of a question follow each other."""
 
 
-def pool(connections: int) -> urllib3.PoolManager:
+@functools.cache
+def pool() -> urllib3.PoolManager:
     """One keep-alive pool for all runs. urllib3 takes no proxy from the environment, as a loopback endpoint needs."""
-    with _pool_lock:
-        if connections not in _pools:
-            _pools[connections] = urllib3.PoolManager(maxsize=connections, block=True, retries=False)
-        return _pools[connections]
+    spec = session.current().spec
+    return urllib3.PoolManager(num_pools=len(spec.endpoints), maxsize=spec.workers, block=True, retries=False)
 
 
+class Kept(str):
+    """A response that pickles as its key in the cache: VLMEvalKit pickles all responses of a benchmark anew after each one,
+    which for long responses takes longer than the model does."""
+
+    key: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return kept, (self.key,)
+
+
+def kept(key: str) -> Kept:
+    """The response to a request that was answered."""
+    text = Kept(session.current().response(key))
+    text.key = key
+    return text
+
+
+@functools.lru_cache(_IMAGES)
 def data_url(path: str) -> str:
     """The image file as a data URL: PNG and JPEG byte for byte, other formats re-encoded as PNG; never resized."""
     mime = mimetypes.guess_type(path)[0] or ""
@@ -99,45 +119,59 @@ class SynergyEndpoint(BaseAPI):
             key = f"{self.run}/{benchmark}/{index}/{hashlib.sha256(body).hexdigest()[:32]}"
             row = state.answered(key)
             if row is None:
-                row = {"run": self.run, "benchmark": benchmark, "index": index, "seed": seed, **self._ask(body)}
+                row = {"run": self.run, "benchmark": benchmark, "index": index, "seed": seed}
+                row |= self._ask(body, state.endpoint(benchmark, index))
                 state.record(key, row)
         except Exception as err:
             state.fail(f"benchmark {benchmark}, run {self.run}, question {index}: {err}")
             raise
-        return str(row["response"])
+        return kept(key)
 
-    def _ask(self, body: bytes) -> dict[str, Any]:
-        """Send one request; what may pass (connection, timeout, busy server) is tried again, a refusal is not."""
+    def _ask(self, body: bytes, endpoint: Endpoint) -> dict[str, Any]:
+        """Send one request; what may pass (connection, timeout, busy server, a broken reply) is tried again, a refusal is
+        not."""
         spec = session.current().spec
-        url, begin, reason = f"{spec.endpoint}/chat/completions", time.monotonic(), ""
+        url, begin, reason = f"{endpoint.url}/chat/completions", time.monotonic(), ""
         for attempt in range(spec.retries + 1):
             if attempt:
                 time.sleep(min(2.0 ** (attempt - 1), 30.0))
                 session.current().check()
             try:
-                reply = pool(spec.workers).request(
+                reply = pool().request(
                     "POST",
                     url,
                     body=body,
-                    headers={"Content-Type": "application/json"},
+                    headers=endpoint.headers,
                     timeout=urllib3.Timeout(connect=30.0, read=spec.request_timeout),
                 )
             except urllib3.exceptions.HTTPError as err:
                 reason = f"{type(err).__name__}: {err}"
                 continue
             if reply.status == 200:
-                return {**read_reply(reply.data), "seconds": round(time.monotonic() - begin, 3)}
+                try:
+                    return {**read_reply(reply.data, self.served), "seconds": round(time.monotonic() - begin, 3)}
+                except ValueError as err:
+                    reason = str(err)
+                    continue
             reason = f"HTTP {reply.status}: {reply.data[:500].decode(errors='replace')}"
             if reply.status not in _RETRY_STATUS:
                 break
         raise AskError(f"no answer from {url}: {reason}")
 
 
-def read_reply(data: bytes) -> dict[str, Any]:
-    """Response, its length in tokens and why it ended. Raises AskError for a reply without them."""
+def read_reply(data: bytes, model: str) -> dict[str, Any]:
+    """Response, its length in tokens and why it ended. An empty text is a response like any other, if the model ended it.
+
+    Raises ValueError for a reply without them or one that the server broke off, AskError for one of another model."""
     try:
         reply: Mapping[str, Any] = json.loads(data)
         choice = reply["choices"][0]
+        if not isinstance(choice["finish_reason"], str) or choice["finish_reason"] in _UNFINISHED:
+            raise ValueError(f"finish_reason {choice['finish_reason']!r}")
+        if reply.get("model", model) != model:
+            raise AskError(
+                f"the reply is of model {reply['model']!r}, not {model!r}: {data[:200].decode(errors='replace')}"
+            )
         # A lone surrogate would make VLMEvalKit's JSON dump fail and fall back to a pickle that nobody reads.
         text = (choice["message"]["content"] or "").encode("utf-8", "replace").decode()
         return {
@@ -146,5 +180,5 @@ def read_reply(data: bytes) -> dict[str, Any]:
             "finish_reason": str(choice["finish_reason"]),
             "response": text,
         }
-    except (ValueError, KeyError, TypeError, IndexError) as err:
-        raise AskError(f"unreadable reply ({type(err).__name__} {err}): {data[:500].decode(errors='replace')}") from err
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as err:
+        raise ValueError(f"no whole reply ({type(err).__name__} {err}): {data[:500].decode(errors='replace')}") from err

@@ -1,9 +1,10 @@
 """python eval/run.py SPEC.json: evaluate a served model with VLMEvalKit.
 
-SPEC.json: {"model_name", "endpoint": "http://host:port/v1", "benchmarks": [{"name", "tsv", "kind"}], "runs",
+SPEC.json: {"model_name", "endpoint": "http://host:port/v1" or a list of such, "benchmarks": [{"name", "tsv", "kind"}], "runs",
 "sampling": {"temperature", "top_p", "top_k", "max_tokens", "seed", ...}, "instruction": text or null, "workers",
 "work_dir", "out"} and, optional, "wait_seconds" (for the endpoint, 30), "request_timeout" (900 s), "retries" (3).
 `model_name` is the name the endpoint serves the model by, and must change with the weights: put a digest into it.
+SYNERGY_API_KEYS in the environment: keys of the endpoints, with spaces between. `workers` requests are in flight over all.
 
 OUT/results.jsonl has a row for each benchmark, run and question; OUT/progress.json is rewritten while it runs. Started
 again with the same `work_dir`, it asks no answered question again. Exit code 0: every question was answered and judged;
@@ -16,12 +17,15 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eval.spec import Endpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def wait_for(endpoint: str, model: str, seconds: float) -> None:
+def wait_for(endpoint: Endpoint, model: str, seconds: float) -> None:
     """Return once the endpoint serves `model`. Raises AskError when it does not within `seconds`, or serves others."""
     import urllib3
 
@@ -31,17 +35,17 @@ def wait_for(endpoint: str, model: str, seconds: float) -> None:
     with urllib3.PoolManager(retries=False) as http:
         while True:
             try:
-                reply = http.request("GET", f"{endpoint}/models", timeout=5.0)
+                reply = http.request("GET", f"{endpoint.url}/models", headers=endpoint.headers, timeout=5.0)
                 if reply.status == 200:
                     served = [entry["id"] for entry in json.loads(reply.data)["data"]]
                     if model not in served:
-                        raise AskError(f"{endpoint} serves {served}, not {model}: wrong server or wrong model name")
+                        raise AskError(f"{endpoint.url} serves {served}, not {model}: wrong server or wrong model name")
                     return
                 reason = f"HTTP {reply.status}"
             except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError) as err:
                 reason = f"{type(err).__name__}: {err}"
             if time.monotonic() > end:
-                raise AskError(f"no model at {endpoint} after {seconds:.0f} s: {reason}")
+                raise AskError(f"no model at {endpoint.url} after {seconds:.0f} s: {reason}")
             time.sleep(0.1)
 
 
@@ -84,8 +88,11 @@ def evaluate(spec_path: Path) -> None:
     try:
         main = kit.load()
         state.enter("wait")
-        wait_for(spec.endpoint, spec.model_name, spec.wait_seconds)
+        for endpoint in spec.endpoints:
+            wait_for(endpoint, spec.model_name, spec.wait_seconds)
         state.enter("ask")
+        kit.ask(spec)
+        state.enter("score")
         kit.run(spec, main)
         state.check()
         rows = collect(state)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.spec import Question, Spec
+from eval.spec import Endpoint, Question, Spec
 
 _PROGRESS_SECONDS = 0.3
 
@@ -35,6 +35,8 @@ class Session:
         self._begin = time.monotonic()
         self._phases: dict[str, float] = {}
         self._lock = threading.Lock()
+        listed = [(name, question.index) for name, rows in questions.items() for question in rows]
+        self._places = {place: number for number, place in enumerate(listed)}
         self._written = 0.0
         self._used: set[str] = set()
         spec.out.mkdir(parents=True, exist_ok=True)
@@ -52,6 +54,18 @@ class Session:
                 self._used.add(key)
                 self._report()
             return row
+
+    def server(self, benchmark: str, index: str) -> int:
+        """The endpoint that answers all runs of a question, always the same: they share its prefix cache."""
+        return self._places[benchmark, index] % len(self.spec.endpoints)
+
+    def endpoint(self, benchmark: str, index: str) -> Endpoint:
+        return self.spec.endpoints[self.server(benchmark, index)]
+
+    def response(self, key: str) -> str:
+        """The text of an answer that is known."""
+        with self._lock:
+            return str(self._answers[key]["response"])
 
     def record(self, key: str, row: dict[str, Any]) -> None:
         """Append an answer; it survives a kill of this process from here on."""
@@ -78,7 +92,7 @@ class Session:
             raise AskError(self.failure)
 
     def enter(self, phase: str) -> None:
-        """Name what happens now (import, wait, ask, done or failed) and keep how long the last phase took."""
+        """Name what happens now (import, wait, ask, score, done or failed) and keep how long the last phase took."""
         with self._lock:
             now = time.monotonic()
             self._phases[self.phase] = round(now - self._begin, 3)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,12 +33,24 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
+class Endpoint:
+    """Base URL of an OpenAI-compatible API, and the key that its requests bear, or ''."""
+
+    url: str
+    key: str = field(default="", repr=False)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Content-Type": "application/json", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
+
+
+@dataclass(frozen=True)
 class Spec:
     """`sampling` goes into every request as it is (null values left out), but for `seed`: the base of a seed for each
     question and run, or None, and no request names a seed."""
 
     model_name: str
-    endpoint: str
+    endpoints: tuple[Endpoint, ...]
     benchmarks: tuple[Benchmark, ...]
     runs: int
     sampling: Mapping[str, Any]
@@ -71,7 +84,7 @@ def load_spec(path: Path) -> Spec:
         sampling = {k: v for k, v in raw["sampling"].items() if v is not None}
         spec = Spec(
             model_name=raw["model_name"],
-            endpoint=raw["endpoint"].rstrip("/"),
+            endpoints=_endpoints(raw["endpoint"]),
             benchmarks=tuple(Benchmark(b["name"], Path(b["tsv"]), b["kind"]) for b in raw["benchmarks"]),
             runs=_number(raw, "runs", int),
             seed=_number(sampling, "seed", int) if "seed" in sampling else None,
@@ -88,6 +101,15 @@ def load_spec(path: Path) -> Spec:
         raise SpecError(f"evaluation spec {path}: {type(err).__name__} {err}; see the keys in eval/spec.py") from err
     _check(spec, path)
     return spec
+
+
+def _endpoints(raw: str | list[str]) -> tuple[Endpoint, ...]:
+    """One URL or several, with the keys that SYNERGY_API_KEYS holds: files on disk are no place for them."""
+    urls = [raw] if isinstance(raw, str) else raw
+    keys = os.environ.get("SYNERGY_API_KEYS", "").split() or [""] * len(urls)
+    if not urls or len(keys) != len(urls):
+        raise ValueError(f"{len(urls)} endpoint(s), and {len(keys)} key(s) in SYNERGY_API_KEYS")
+    return tuple(Endpoint(url.rstrip("/"), key) for url, key in zip(urls, keys, strict=True))
 
 
 def _number(raw: Mapping[str, Any], key: str, kind: type[N], default: N | None = None) -> N:

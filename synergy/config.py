@@ -119,11 +119,13 @@ class Evaluate:
     runs: int = 4
     sampling: Sampling = field(default_factory=Sampling)
     workers: int = 64
-    """Requests in flight."""
+    """Requests in flight, over all servers."""
     server: list[str] = field(default_factory=list)
     """Arguments of vLLM's OpenAI-compatible server."""
+    replicas: int | None = None
+    """Servers side by side; null: one per GPU, or per tensor-parallel-size GPUs."""
     port: int | None = None
-    """Null: a free one."""
+    """Of the first server, the others have those that follow; null: free ones."""
     startup_timeout: float = 600.0
     env: dict[str, str] = field(default_factory=dict)
 

@@ -7,6 +7,8 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from synergy.errors import UserError
 
@@ -23,16 +25,25 @@ def die_with_parent() -> None:
 
 def choose_port(port: int | None) -> int:
     """The port asked for, or any free one. Raises UserError if the one asked for is in use or not allowed."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port or 0))
-        except (OSError, OverflowError) as err:
-            raise UserError(
-                f"evaluate.port={port} is in use or not allowed on {HOST} ({err}): end what uses it, choose another, or set "
-                "it to null for any free one"
-            ) from err
-        return int(probe.getsockname()[1])
+    return choose_ports(port, 1)[0]
+
+
+def choose_ports(first: int | None, count: int) -> list[int]:
+    """``count`` different ports: those from ``first`` on, or any free ones. Raises UserError if one of those asked for is in
+    use or not allowed."""
+    with ExitStack() as held:  # all at once, so that none is given out twice
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for index, probe in enumerate(probes):
+            port = first + index if first else 0
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except (OSError, OverflowError) as err:
+                raise UserError(
+                    f"evaluate.port={port} is in use or not allowed on {HOST} ({err}): end what uses it, choose another, or "
+                    "set it to null for any free one"
+                ) from err
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def gpus() -> list[str]:
@@ -45,3 +56,14 @@ def gpus() -> list[str]:
     except (OSError, subprocess.CalledProcessError):
         return []
     return [str(index) for index in range(len(listed.splitlines()))]
+
+
+def share(seen: Sequence[str], wide: int, count: int | None, setting: str) -> list[dict[str, str]]:
+    """Environment of each of ``count`` vLLM engines with ``wide`` GPUs each; None: as many as the GPUs hold, at least one.
+
+    Raises UserError, which names the setting, for more than that."""
+    if count and seen and count * wide > len(seen):
+        raise UserError(f"{setting}={count} needs {count * wide} GPUs, {wide} each, and here are {len(seen)}; lower it")
+    count = count or max(1, len(seen) // wide)
+    parts = [seen[i * wide : (i + 1) * wide] for i in range(count)]
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(part)} if seen else {} for part in parts]

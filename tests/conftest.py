@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import struct
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session")
+def eval_python() -> str:
+    """The interpreter of the evaluation environment."""
+    python = os.environ.get("SYNERGY_EVAL_PYTHON") or str(ROOT / ".envs/eval/bin/python")
+    if not Path(python).exists():
+        pytest.fail(f"no evaluation environment: {python} is missing; run `make test`, or set SYNERGY_EVAL_PYTHON")
+    return python
 
 
 def save_tensors(file: Path, tensors: dict[str, np.ndarray], dtype: str = "F32") -> None:

@@ -13,15 +13,19 @@ from typing import Any
 
 @dataclass
 class Stub:
-    """`reply` maps a request to (HTTP status, response text). `hold_after`: later requests wait until `release` is set."""
+    """`reply` maps a request to (HTTP status, response text), or to the bytes of a body. `hold_after`: later requests wait
+    until `release` is set. `key`: what requests must bear. `most`: the most requests that were in flight at once."""
 
     model: str
-    reply: Callable[[dict[str, Any]], tuple[int, str]]
+    reply: Callable[[dict[str, Any]], tuple[int, str | bytes]]
     hold_after: int | None = None
+    key: str | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
     release: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     port: int = 0
+    flying: int = 0
+    most: int = 0
 
     @property
     def endpoint(self) -> str:
@@ -45,32 +49,46 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *_: Any) -> None:
             pass
 
-        def send(self, status: int, body: dict[str, Any]) -> None:
-            data = json.dumps(body).encode()
+        def send(self, status: int, body: dict[str, Any] | bytes) -> None:
+            data = body if isinstance(body, bytes) else json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
 
+        def allowed(self) -> bool:
+            return stub.key is None or self.headers["Authorization"] == f"Bearer {stub.key}"
+
         def do_GET(self) -> None:
-            self.send(200, {"object": "list", "data": [{"id": stub.model, "object": "model"}]})
+            if self.path != "/health" and not self.allowed():
+                return self.send(401, {"error": "Unauthorized"})
+            return self.send(200, {"object": "list", "data": [{"id": stub.model, "object": "model"}]})
 
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if not self.allowed():
+                return self.send(401, {"error": "Unauthorized"})
             with stub.lock:
                 stub.requests.append(request)
+                stub.flying += 1
+                stub.most = max(stub.most, stub.flying)
                 late = stub.hold_after is not None and len(stub.requests) > stub.hold_after
             if late:
                 stub.release.wait(60)
             status, text = stub.reply(request)
+            with stub.lock:
+                stub.flying -= 1
+            if isinstance(text, bytes):
+                return self.send(status, text)
             if status != 200:
                 return self.send(status, {"error": {"message": text}})
             words = len(text.split())
             usage = {"prompt_tokens": 1, "completion_tokens": words, "total_tokens": words + 1}
             message = {"role": "assistant", "content": text}
             choice = {"index": 0, "finish_reason": "stop", "message": message}
-            return self.send(200, {"id": "x", "object": "chat.completion", "choices": [choice], "usage": usage})
+            body = {"id": "x", "object": "chat.completion", "model": stub.model, "choices": [choice], "usage": usage}
+            return self.send(200, body)
 
     return Handler
 
@@ -81,9 +99,9 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextmanager
-def serve(stub: Stub) -> Iterator[Stub]:
-    """The stub on a free loopback port, for as long as the block lasts."""
-    server = _Server(("127.0.0.1", 0), _handler(stub))
+def serve(stub: Stub, port: int = 0) -> Iterator[Stub]:
+    """The stub on a loopback port (0: a free one), for as long as the block lasts."""
+    server = _Server(("127.0.0.1", port), _handler(stub))
     stub.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()

@@ -5,12 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,15 +21,6 @@ ROOT = Path(__file__).resolve().parent.parent
 INSTRUCTION = "Please reason step by step within <think> </think> tags, and put your final answer within \\boxed{}."
 MODEL = "tiny-0123abcd"
 HOSTILE = ["__import__('os').system('touch MARK')", "9**9**9", "9^{9^{9}}", "open('MARK','w').write('x')"]
-
-
-@pytest.fixture(scope="session")
-def eval_python() -> str:
-    """The interpreter of the evaluation environment."""
-    python = os.environ.get("SYNERGY_EVAL_PYTHON") or str(ROOT / ".envs/eval/bin/python")
-    if not Path(python).exists():
-        pytest.fail(f"no evaluation environment: {python} is missing; run `make test`, or set SYNERGY_EVAL_PYTHON")
-    return python
 
 
 def picture(seed: int) -> bytes:
@@ -85,7 +73,7 @@ def contract_prompt(row: dict[str, Any], instruction: str | None) -> str:
     return query(row["question"], choices or None, instruction)
 
 
-def spec(tmp: Path, endpoint: str, benchmarks: list[tuple[str, Path, str]], **changes: Any) -> Path:
+def spec(tmp: Path, endpoint: str | list[str], benchmarks: list[tuple[str, Path, str]], **changes: Any) -> Path:
     value: dict[str, Any] = {
         "model_name": MODEL,
         "endpoint": endpoint,
@@ -192,7 +180,7 @@ OFFICIAL: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
 
 
 def test_official_kinds_are_scored_by_rule(tmp_path: Path, eval_python: str) -> None:
-    """Tables with the columns of the official sets. The first time a question is asked the answer is right."""
+    """Tables with the columns of the official sets. The first time a question is asked the answer is right: in one run."""
     asked: set[str] = set()
 
     def reply(request: dict[str, Any]) -> tuple[int, str]:
@@ -209,9 +197,9 @@ def test_official_kinds_are_scored_by_rule(tmp_path: Path, eval_python: str) -> 
         done = evaluate(eval_python, spec(tmp_path, stub.endpoint, benchmarks))
     assert done.returncode == 0, done.stderr[-2000:]
     rows = results(tmp_path)
-    assert [(r["benchmark"], r["correct"]) for r in rows] == [
-        (name, run == 0) for name, _, _ in benchmarks for run in (0, 1) for _ in (0, 1)
-    ]
+    assert [r["benchmark"] for r in rows] == [name for name, _, _ in benchmarks for _ in range(4)]
+    right = Counter((r["benchmark"], r["index"]) for r in rows if r["correct"])
+    assert right == {(name, index): 1 for name, _, _ in benchmarks for index in ("0", "1")}
     assert {r["level"] for r in rows} == {2}
 
 
@@ -242,33 +230,6 @@ def test_hostile_answers_are_wrong_and_harmless(tmp_path: Path, eval_python: str
     assert done.returncode == 0, done.stderr[-2000:]
     assert [r["correct"] for r in results(tmp_path)] == [False] * len(HOSTILE)
     assert not mark.exists()
-
-
-def test_killed_evaluation_asks_no_answered_question_again(tmp_path: Path, eval_python: str) -> None:
-    tsv = table(tmp_path / "a.tsv", open_rows(20))
-    answers = tmp_path / "work" / "answers.jsonl"
-    with serve(Stub(MODEL, answer, hold_after=12)) as stub:
-        path = spec(tmp_path, stub.endpoint, [("TestOpen", tsv, "open")], runs=1, workers=4)
-        with subprocess.Popen(
-            command(eval_python, path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        ) as child:
-            end = time.monotonic() + 120
-            while not (answers.exists() and len(answers.read_bytes().splitlines()) == 12):
-                assert time.monotonic() < end and child.poll() is None
-                time.sleep(0.05)
-            child.send_signal(signal.SIGKILL)
-        answered = {json.loads(line)["index"] for line in answers.read_text(encoding="utf-8").splitlines()}
-        with answers.open("a") as file:
-            file.write('{"key": "torn')
-        stub.release.set()
-        first = len(stub.requests)
-        done = evaluate(eval_python, path)
-        asked = Counter(text_of(request) for request in stub.requests[first:])
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert asked == {
-        contract_prompt(row, INSTRUCTION): 1 for row in open_rows(20) if str(row["id"][5:]) not in answered
-    }
-    assert len(results(tmp_path)) == 20 and len(answers.read_text(encoding="utf-8").splitlines()) == 20
 
 
 @pytest.mark.parametrize(

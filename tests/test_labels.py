@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from test_eval import eval_python  # noqa: F401  (a fixture)
 
 from reward_fns import checker_pool
 from reward_fns.accuracy_format import compute_score
@@ -67,7 +66,7 @@ def test_reward_and_sampling_judge_alike() -> None:
         assert sample.row(record, 0, output)["acc"] == verdict, pair["id"]
 
 
-def test_evaluation_judges_alike(eval_python: str, tmp_path: Path) -> None:  # noqa: F811
+def test_evaluation_judges_alike(eval_python: str, tmp_path: Path) -> None:
     """In VLMEvalKit's own environment, with other library versions."""
     file = tmp_path / "pairs.json"
     file.write_text(json.dumps(some()))

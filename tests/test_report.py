@@ -54,14 +54,16 @@ class Runs:
         self.clock += seconds + 0.5
         return folder / "output"
 
-    def benchmarks(self, sizes: Mapping[str, int]) -> None:
-        """One table per benchmark with the same number of questions on each level."""
+    def benchmarks(self, sizes: Mapping[str, int], passes: Callable[[str, int], int] | None = None) -> None:
+        """One table per benchmark with the same number of questions on each level; passes: by question id and number."""
         out = self.add("benchmarks", "prepare", {"base": "base"}, {})
         (out / "benchmarks.json").write_text(json.dumps([{"name": n, "tsv": f"{n}.tsv"} for n in sizes]))
         for name, size in sizes.items():
-            lines = ["index\tid\timage\tquestion\tA\tanswer\tdifficulty_level"]
+            lines = ["index\tid\timage\tquestion\tA\tanswer\tdifficulty_level\tpasses"]
             ids = [f"q{level}-{i}" for level in measure.LEVELS for i in range(size)]
-            lines += [f"{i}\t{q}\t{PIXEL}\tHow much is {q} <b>?\tone\t7\t{q[1]}" for i, q in enumerate(ids)]
+            told = [str(passes(q, int(q[3:]))) if passes else "" for q in ids]
+            rows = enumerate(zip(ids, told, strict=True))
+            lines += [f"{i}\t{q}\t{PIXEL}\tHow much is {q} <b>?\tone\t7\t{q[1]}\t{p}" for i, (q, p) in rows]
             (out / f"{name}.tsv").write_text("\n".join(lines) + "\n")
 
     def evaluate(

@@ -13,12 +13,14 @@ from matplotlib.patches import Patch
 
 from synergy.report import style
 from synergy.report.measure import AVERAGE, LEVELS, Gain, Level, Row
+from synergy.report.regression import Shift
 
 Bar = tuple[float, float, float]
 """Height, and how far the whisker reaches below and above it; nan: none."""
 Place = tuple[str, str, Level]
 """Model, benchmark and level."""
 COLUMNS = 3
+RUNS = ("runs that defined the levels", "fresh runs")
 
 
 def accuracy(rows: Sequence[Row], path: Path) -> Path:
@@ -43,6 +45,22 @@ def gains(found: Sequence[Gain], path: Path) -> Path:
     return _draw(bars, [g.model for g in found], [g.benchmark for g in found], "gain over base in points", path)
 
 
+def regression(found: Sequence[Shift], path: Path) -> Path | None:
+    """The base model's accuracy per level on the runs that defined the levels and on fresh ones; whiskers: intervals. None
+    without any."""
+    bars: dict[Place, Bar] = {}
+    for shift in found:
+        for name, one in zip(RUNS, (shift.defining, shift.fresh), strict=True):
+            known = one.low is not None and one.high is not None
+            ends = (one.value - one.low, one.high - one.value) if known else (math.nan, math.nan)  # type: ignore[operator]
+            bars[name, shift.benchmark, shift.level] = (one.value, *ends)
+    panels, colours = (
+        [shift.benchmark for shift in found],
+        dict(zip(RUNS, (style.FAINT, style.BASE_COLOUR), strict=True)),
+    )
+    return _draw(bars, RUNS, panels, "accuracy in percent", path, (0, 102), colours) if bars else None
+
+
 def _whiskered(value: float, std: float | None, most: float) -> Bar:
     """A whisker of one deviation, kept between what is possible: 0 and ``most``."""
     return (value, math.nan, math.nan) if std is None else (value, min(std, value), min(std, most - value))
@@ -55,10 +73,11 @@ def _draw(
     unit: str,
     path: Path,
     limits: tuple[float, float] | None = None,
+    colours: Mapping[str, str] | None = None,
 ) -> Path:
     """Grouped bars: a panel per benchmark, levels on x, one colour per model."""
     names, panels = list(dict.fromkeys(models)), list(dict.fromkeys(benchmarks))
-    colours = style.colours(["base", *(name for name in names if name != "base")])
+    colours = colours or style.colours(["base", *(name for name in names if name != "base")])
     columns = min(COLUMNS, len(panels))
     lines = math.ceil(len(panels) / columns)
     with style.look():

@@ -19,6 +19,7 @@ from synergy.report import (
     measure,
     merging,
     pages,
+    regression,
     results,
     settings,
     tables,
@@ -26,6 +27,7 @@ from synergy.report import (
 )
 from synergy.report.history import Span
 from synergy.report.measure import Gain, Row
+from synergy.report.regression import Shift
 from synergy.report.results import Model
 
 SCHEMA = 1
@@ -41,6 +43,7 @@ class Report:
     models: list[Model]
     rows: list[Row]
     gains: list[Gain]
+    shifts: list[Shift]
     spans: list[Span]
 
 
@@ -62,7 +65,8 @@ def gather(todo: Plan) -> Report:
     """All numbers of a report."""
     found = results.models(todo)
     rows = [row for model in found for row in measure.table(model)]
-    return Report(todo.recipe, pages.now(), todo, found, rows, measure.gains(found), history.timeline(todo))
+    gains, shifts = measure.gains(found), regression.shifts(found)
+    return Report(todo.recipe, pages.now(), todo, found, rows, gains, shifts, history.timeline(todo))
 
 
 def _write(report: Report, out: Path) -> None:
@@ -77,6 +81,7 @@ def draw(report: Report, out: Path) -> list[Path | None]:
         paths.append(bars.gains(report.gains, out / "gains.png"))
     paths.append(bars.accuracy(report.rows, out / "accuracy.png"))
     paths.append(bars.length(report.rows, out / "length.png"))
+    paths.append(bars.regression(report.shifts, out / "regression.png"))
     at_ratio = merging.ratios(report.plan, report.models)
     paths.append(merging.sweep(report.rows, at_ratio, "accuracy", "accuracy in percent", out / "ratio_accuracy.png"))
     paths.append(merging.sweep(report.rows, at_ratio, "length_mean", "length in tokens", out / "ratio_length.png"))
@@ -98,6 +103,7 @@ def document(report: Report) -> dict[str, Any]:
         "baseline": words.baseline(report.models),
         "rows": [asdict(row) for row in report.rows],
         "gains": [asdict(gain) for gain in report.gains],
+        "regression": regression.plain(report.shifts, report.rows),
         "stages": [_stage(span) for span in report.spans],
     }
 
@@ -140,6 +146,8 @@ def content(report: Report) -> dict[str, Any]:
         "cost": cost(report.plan),
         "headline": words.headline(report.rows, report.gains),
         "baseline": words.baseline(report.models),
+        "regression": regression.table(report.shifts, report.rows, report.gains),
+        "regression_label": regression.told(report.shifts, report.rows, report.models),
         "columns": words.columns(),
         "level_rule": words.LEVEL_RULE,
         "bars": words.BARS,

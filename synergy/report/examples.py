@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synergy.report.measure import LEVELS
-from synergy.report.results import Model, rows
+from synergy.report.results import Model, chosen
 
 RUN = 0
 HEAD, TAIL = 700, 500
@@ -97,11 +97,10 @@ def _told(won: Sequence[Place], lost: Sequence[Place], every: Sequence[Place]) -
 
 def _responses(model: Model, wanted: Iterable[Place]) -> dict[Place, Response]:
     places, found = set(wanted), {}
-    for row in rows(model.file):
-        place = (row["benchmark"], str(row["id"]))
-        if row["run"] == RUN and place in places:
-            text, cut = shorten(row["response"])
-            found[place] = Response(model.name, text, cut, bool(row["correct"]), int(row["tokens"]))
+    for row in chosen(model.file, lambda row: row["run"] == RUN and (row["benchmark"], str(row["id"])) in places):
+        text, cut = shorten(row["response"])
+        answer = Response(model.name, text, cut, bool(row["correct"]), int(row["tokens"]))
+        found[row["benchmark"], str(row["id"])] = answer
     return found
 
 

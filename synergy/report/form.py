@@ -29,6 +29,12 @@ def share(value: float | None, digits: int = 1) -> str:
     return "<0.1 %" if 0 < value < 0.001 else f"{100 * value:.{digits}f} %"
 
 
+def between(value: float | None, low: float | None, high: float | None) -> str:
+    """Percent, and the interval if there is one: ``41.2 [38.0, 44.1]``."""
+    ends = f" [{percent(low)}, {percent(high)}]" if _known(low) and _known(high) else ""
+    return percent(value) + ends
+
+
 def gain(value: float | None, low: float | None = None, high: float | None = None) -> str:
     """Points of accuracy with sign, and the interval if there is one: ``+5.1 [+2.0, +8.3]``."""
     if not _known(value):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from synergy.report.results import BASE, Answer, Model
 
@@ -67,7 +67,7 @@ def main(rows: Sequence[Row]) -> str:
     return AVERAGE if AVERAGE in names else next(iter(names), "")
 
 
-def _groups(model: Model) -> dict[tuple[str, Level], list[Answer]]:
+def by_place(model: Model) -> dict[tuple[str, Level], list[Answer]]:
     """Answers by benchmark and level, each level and all of them."""
     found: dict[tuple[str, Level], list[Answer]] = defaultdict(list)
     for answer in model.answers:
@@ -108,7 +108,7 @@ def _row(name: str, benchmark: str, level: Level, answers: Sequence[Answer]) -> 
 
 def table(model: Model) -> list[Row]:
     """A row per benchmark and level that has questions, and for several benchmarks those of their average."""
-    groups, names = _groups(model), benchmarks([model])
+    groups, names = by_place(model), benchmarks([model])
     places = [(name, level) for name in names for level in PLACES if (name, level) in groups]
     found = {place: _row(model.name, *place, groups[place]) for place in places}
     rows = list(found.values())
@@ -136,7 +136,7 @@ def _average(parts: Sequence[Row], answers: Sequence[Sequence[Answer]]) -> Row:
     )
 
 
-def _by_question(answers: Sequence[Answer]) -> dict[str, float]:
+def by_question(answers: Sequence[Answer]) -> dict[str, float]:
     """Percent of the runs that got each question right."""
     found: dict[str, list[bool]] = defaultdict(list)
     for answer in answers:
@@ -146,32 +146,42 @@ def _by_question(answers: Sequence[Answer]) -> dict[str, float]:
 
 def _differences(model: Sequence[Answer], base: Sequence[Answer]) -> Any:
     """Model minus base for each question, an array."""
-    ours, theirs = _by_question(model), _by_question(base)
+    ours, theirs = by_question(model), by_question(base)
     if ours.keys() != theirs.keys():
         raise ValueError(f"evaluations of different questions: {sorted(ours.keys() ^ theirs.keys())[:5]}")
     return np.array([ours[name] - theirs[name] for name in sorted(ours)])
 
 
 def interval(samples: Sequence[np.ndarray]) -> tuple[float | None, float | None]:
-    """Bootstrap interval (BCa; Efron 1987) of the mean of the samples' means; questions are resampled within each sample."""
+    """Bootstrap interval (BCa; Efron 1987) of the mean of the samples' means; questions are resampled within each sample.
+
+    What `scipy.stats.bootstrap` computes, in a hundredth of its time: a mean needs of each resample only how often every
+    value was drawn, which is multinomial, and the values are few, since a question is right in 0 to n of n runs.
+    """
     if any(len(sample) < 2 for sample in samples) or all(np.ptp(sample) == 0 for sample in samples):
         return None, None
+    rng = np.random.default_rng(SEED)
+    found = np.mean([_resampled(sample, rng) for sample in samples], axis=0)
+    mean = float(np.mean([sample.mean() for sample in samples]))
+    tie = 1e-9 * float(max(np.abs(sample).max() for sample in samples))  # equal means may differ by rounding
+    below = (np.mean(found < mean - tie) + np.mean(found <= mean + tie)) / 2
+    bias, edge = special.ndtri(below), special.ndtri((1 - CONFIDENCE) / 2)
+    centred = [sample - sample.mean() for sample in samples]
+    spread = sum(np.sum(part**2) / len(part) ** 2 for part in centred)
+    skew = sum(np.sum(part**3) / len(part) ** 3 for part in centred) / (6 * spread**1.5)
+    at = [special.ndtr(bias + (bias + z) / (1 - skew * (bias + z))) for z in (edge, -edge)]
+    if not np.isfinite(at).all():
+        return None, None
+    low, high = (float(end) for end in np.quantile(found, at))
+    return low, high
 
-    def statistic(*parts: np.ndarray, axis: int) -> Any:
-        return np.mean([part.mean(axis=axis) for part in parts], axis=0)
 
-    found = stats.bootstrap(
-        tuple(samples),
-        statistic,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="BCa",
-        vectorized=True,
-        batch=max(1, _CELLS // sum(len(sample) for sample in samples)),
-        rng=np.random.default_rng(SEED),
-    ).confidence_interval
-    low, high = float(found.low), float(found.high)
-    return (low, high) if np.isfinite(low) and np.isfinite(high) else (None, None)
+def _resampled(sample: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means of RESAMPLES resamples."""
+    values, counts = np.unique(sample, return_counts=True)
+    batch, shares = max(1, _CELLS // len(values)), counts / len(sample)
+    sizes = [min(batch, RESAMPLES - begin) for begin in range(0, RESAMPLES, batch)]
+    return np.concatenate([rng.multinomial(len(sample), shares, size) @ values / len(sample) for size in sizes])
 
 
 def gains(models: Sequence[Model]) -> list[Gain]:
@@ -179,11 +189,11 @@ def gains(models: Sequence[Model]) -> list[Gain]:
     base = next((model for model in models if model.checkpoint == BASE), None)
     if base is None:
         return []
-    theirs, names, found = _groups(base), benchmarks(models), []
+    theirs, names, found = by_place(base), benchmarks(models), []
     for model in models:
         if model is base:
             continue
-        ours = _groups(model)
+        ours = by_place(model)
         pairs = {place: _differences(ours[place], theirs[place]) for place in theirs}
         for name in [*names, AVERAGE] if len(names) > 1 else names:
             for level in PLACES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from synergy.driver.plan import Plan, Step
 from synergy.errors import UserError
 
 BASE = "base"
+_JUDGED = {"benchmark", "run", "id", "level", "correct", "answer", "tokens", "finish_reason"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,23 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+def _lines(file: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Each line, and its row without the response, which is nearly all of the bytes: that is not parsed."""
+    with file.open("rb") as stream:
+        for line in stream:
+            # Inside a JSON string each quote follows a backslash, so this can only be the key.
+            head, found, _ = line.partition(b', "response": "')
+            row = json.loads(head + b"}" if found else line)
+            yield line, row if row.keys() >= _JUDGED else json.loads(line)
+
+
+def chosen(file: Path, where: Callable[[Mapping[str, Any]], bool]) -> Iterator[dict[str, Any]]:
+    """The whole rows that ``where`` wants, which sees them without the response."""
+    return (json.loads(line) for line, row in _lines(file) if where(row))
+
+
 def answers(file: Path) -> Iterator[Answer]:
-    return map(answer, rows(file))
+    return (answer(row) for _, row in _lines(file))
 
 
 def answer(row: Mapping[str, Any]) -> Answer:

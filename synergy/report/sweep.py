@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 from synergy.driver import identity, sharing
 from synergy.driver.plan import Plan
 from synergy.driver.sharing import Shared
-from synergy.report import build, measure, pages, results, seeds, style
+from synergy.report import build, measure, pages, regression, results, seeds, style
 from synergy.report.measure import ALL, Row
+from synergy.report.regression import Shift
 from synergy.report.results import BASE, Model
 from synergy.report.seeds import Strategy
 
@@ -33,7 +34,8 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Everything that is told. plan: the distinct stages of all jobs as one plan; models: one of each strategy."""
+    """Everything that is told. plan: the distinct stages of all jobs as one plan; models: one of each strategy; shifts:
+    of the base model, where all jobs have the same one."""
 
     name: str
     created: str
@@ -42,6 +44,7 @@ class Sweep:
     outcomes: list[Outcome]
     strategies: list[Strategy]
     models: list[Model]
+    shifts: list[Shift]
 
     @property
     def rows(self) -> list[Row]:
@@ -93,6 +96,7 @@ def gather(found: Sequence[tuple[Task, Plan]]) -> Sweep:
         outcomes,
         [*(seeds.summary(label, BASE, [(model, model)]) for label, model in told), *strategies],
         [*(model for _, model in told), *models],
+        regression.shifts([model for _, model in told]) if len(told) == 1 else [],
     )
 
 

@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from synergy.driver import sharing
 from synergy.driver.plan import Plan
-from synergy.report import bars, build, explorer, form, lines, pages, paper, results, settings, sweep, tables, words
+from synergy.report import (
+    bars,
+    build,
+    explorer,
+    form,
+    lines,
+    pages,
+    paper,
+    regression,
+    results,
+    settings,
+    sweep,
+    tables,
+    words,
+)
 from synergy.report.measure import ALL, LEVELS, PLACES
 from synergy.report.results import BASE
 from synergy.report.sweep import Sweep
@@ -57,6 +71,7 @@ def draw(told: Sweep, out: Path) -> list[Path | None]:
     return [
         lines.tradeoff([one.row(told.main) for one in told.strategies], out / "tradeoff.png"),
         bars.gains(told.gains, out / "gains.png") if told.gains else None,
+        bars.regression(told.shifts, out / "regression.png"),
         bars.accuracy(told.rows, out / "accuracy.png"),
         bars.length(told.rows, out / "length.png"),
     ]
@@ -78,6 +93,8 @@ def content(told: Sweep) -> dict[str, Any]:
         "gains": levels(told),
         "jobs": jobs(told),
         "baseline": baseline(told),
+        "regression": regression.table(told.shifts, told.rows, told.gains),
+        "regression_label": regression.told(told.shifts, told.rows, told.models),
         "bars": words.BARS,
         "explorer": explorer.data(
             told.rows,
@@ -205,6 +222,7 @@ def document(told: Sweep) -> dict[str, Any]:
         "settings": settings.of_plan(told.plan, told.models),
         "baseline": baseline(told),
         "rows": [asdict(row) for row in told.rows],
+        "regression": regression.plain(told.shifts, told.rows),
         "gains": [
             {**asdict(gain), "gain_std": one.spread.get((gain.benchmark, gain.level))}
             for one in told.strategies

@@ -78,7 +78,8 @@ def baseline(models: Sequence[Model]) -> str:
         f"Gains subtract, question by question, the base model's {base.settings['runs']} runs of stage {base.step.stage.name} "
         f"({base.step.key[:12]}). These are fresh runs: none of them took part in defining the difficulty levels, which came "
         "with the benchmark. Had the same runs done both, regression to the mean alone would lower level 1 and raise level 5 "
-        f"for any model. Intervals: {form.share(CONFIDENCE, 0)} for each number by itself, paired bootstrap over questions "
+        "for any model. What is resampled are questions, each with the mean over its runs, not single answers. "
+        f"Intervals: {form.share(CONFIDENCE, 0)} for each number by itself, paired bootstrap over questions "
         f"(BCa, {RESAMPLES:,} resamples). An average is the plain mean of the benchmarks."
     )
 

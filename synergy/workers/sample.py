@@ -24,7 +24,7 @@ from synergy.data import checks, records
 from synergy.data.prompt import query
 from synergy.data.records import Record
 from synergy.errors import UserError
-from synergy.machine import die_with_parent, gpus
+from synergy.machine import die_with_parent, gpus, share
 
 IN_FLIGHT = 1024
 """Questions that the engine holds at once: enough to keep it full, few enough for their images to fit in memory."""
@@ -57,10 +57,8 @@ def done(folder: Path, n: int) -> set[str]:
 
 def engines(spec: Mapping[str, Any]) -> list[dict[str, str]]:
     """Environment of each engine: ``replicas`` of them, or as many as the GPUs hold, or one."""
-    seen, wide = gpus(), int(spec["engine"].get("tensor_parallel_size", 1))
-    count = spec["replicas"] or max(1, len(seen) // wide)
-    shares = [seen[i * wide : (i + 1) * wide] for i in range(count)]
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} if seen else {} for share in shares]
+    wide = int(spec["engine"].get("tensor_parallel_size", 1))
+    return share(gpus(), wide, spec["replicas"], "sample.replicas")
 
 
 def check(spec: Mapping[str, Any], left: Sequence[Record]) -> None:

@@ -1,9 +1,10 @@
-"""A vLLM OpenAI-compatible server for as long as a `with` block lasts, stopped whatever happens."""
+"""vLLM OpenAI-compatible servers for as long as a `with` block lasts, stopped whatever happens."""
 
 from __future__ import annotations
 
 import os
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -28,7 +29,9 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """`port` None: any free one. `args` are vLLM's own; `env` is added to the environment. Times in seconds."""
+    """`port` None: any free one. `args` are vLLM's own; `env` is added to the environment. Times in seconds.
+
+    `key`: what each request must bear, so that no other process of this machine is answered; a random one."""
 
     model: Path
     served_name: str
@@ -37,6 +40,7 @@ class ServerConfig:
     env: Mapping[str, str] = field(default_factory=dict)
     port: int | None = None
     startup_timeout: float = 600.0
+    key: str = field(default_factory=lambda: secrets.token_hex(16), repr=False)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Server:
     process: subprocess.Popen[bytes]
     port: int
     log: Path
+    key: str = field(repr=False)
 
     @property
     def endpoint(self) -> str:
@@ -56,7 +61,7 @@ class Server:
         """Raises ServerError if the server has ended."""
         code = self.process.poll()
         if code is not None:
-            self.fail(f"the vLLM server ended with code {code}")
+            self.fail(f"the vLLM server on port {self.port} ended with code {code}")
 
     def fail(self, reason: str) -> NoReturn:
         """Raises ServerError with the last lines of the log."""
@@ -132,7 +137,7 @@ def serve(config: ServerConfig) -> Iterator[Server]:
     with config.log.open("wb") as log:
         process = subprocess.Popen(
             command(config, port),
-            env={**os.environ, **config.env},
+            env={**os.environ, **config.env, "VLLM_API_KEY": config.key},  # an argument could be read by anyone
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -140,6 +145,19 @@ def serve(config: ServerConfig) -> Iterator[Server]:
             preexec_fn=die_with_parent,
         )
     try:
-        yield Server(process, port, config.log)
+        yield Server(process, port, config.log, config.key)
     finally:
         stop(process)
+
+
+@contextmanager
+def serve_all(configs: Sequence[ServerConfig]) -> Iterator[list[Server]]:
+    """Servers side by side, as `serve` does one. At the end all are asked to stop before any is waited for."""
+    with ExitStack() as stack:
+        servers = [stack.enter_context(serve(config)) for config in configs]
+        try:
+            yield servers
+        finally:
+            for server in servers:
+                with suppress(ProcessLookupError):
+                    os.killpg(server.process.pid, signal.SIGTERM)
