@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from synergy.config import Config
 from synergy.errors import UserError
 from synergy.stages import Stage
+from synergy.strategies import blocks
 
 STRATEGIES = ("base", "sft", "rl", "two_stage", "progressive", "interleaved", "data_mixing", "model_merging", "tag")
 
@@ -24,7 +25,7 @@ def stages(cfg: Config) -> list[Stage]:
         raise UserError(f"recipe.strategy={name!r} is unknown; one of: {', '.join(STRATEGIES)}")
     module = importlib.import_module(f"synergy.strategies.{name}")
     planned: list[Stage] = module.stages(cfg, _knobs(module.Knobs, knobs, name))
-    _check_order(planned)
+    _check_order(planned, {blocks.BASE, blocks.SOURCE, *map(blocks.tagged_input, cfg.evaluate.benchmarks)})
     return planned
 
 
@@ -35,11 +36,11 @@ def _knobs(schema: type, given: Mapping[str, Any], name: str) -> Any:
         raise UserError(f"recipe ({name}): {str(error).splitlines()[0]}") from error
 
 
-def _check_order(planned: list[Stage]) -> None:
+def _check_order(planned: list[Stage], externals: set[str]) -> None:
     """Every stage has its own name and builds only on earlier stages or external inputs."""
-    seen = {"base"}
+    seen: set[str] = set()
     for stage in planned:
-        late = set(stage.inputs.values()) - seen - {"source"}
-        if late or stage.name in seen:
+        late = set(stage.inputs.values()) - seen - externals
+        if late or stage.name in seen | {blocks.BASE}:
             raise ValueError(f"stage {stage.name}: {'needs later ' + str(sorted(late)) if late else 'is there twice'}")
         seen.add(stage.name)
