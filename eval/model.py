@@ -14,31 +14,17 @@ import hashlib
 import io
 import json
 import mimetypes
-import threading
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import urllib3
 from PIL import Image
 from vlmeval.api.base import BaseAPI
 
 from eval import session
+from eval.endpoint import Endpoint, ask
 from eval.session import AskError
 
 _SENT_AS_IS = {"image/png", "image/jpeg"}
-_RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
-_pools: dict[int, urllib3.PoolManager] = {}
-_pool_lock = threading.Lock()
-
-
-def pool(connections: int) -> urllib3.PoolManager:
-    """One keep-alive pool for all runs. urllib3 takes no proxy from the environment, as a loopback endpoint needs."""
-    with _pool_lock:
-        if connections not in _pools:
-            _pools[connections] = urllib3.PoolManager(maxsize=connections, block=True, retries=False)
-        return _pools[connections]
 
 
 def data_url(path: str) -> str:
@@ -85,9 +71,12 @@ class SynergyEndpoint(BaseAPI):
         super().__init__(verbose=False)
         self.served = served
         self.run = run
+        spec = session.current().spec
+        self.endpoint = Endpoint(spec.endpoint, spec.request_timeout, spec.workers, spec.retries)
 
     def generate(self, message: list[dict[str, Any]], dataset: str | None = None) -> str:
-        """The response text. Raises AskError, and the whole evaluation stops, when the endpoint does not answer."""
+        """The key of the answer in the session, which keeps the text: VLMEvalKit writes all predictions anew after each one,
+        a quadratic cost for long responses. Raises AskError, and the whole evaluation stops, when there is no answer."""
         state = session.current()
         state.check()
         benchmark, index = str(dataset), str(message[0]["question"])
@@ -99,52 +88,15 @@ class SynergyEndpoint(BaseAPI):
             key = f"{self.run}/{benchmark}/{index}/{hashlib.sha256(body).hexdigest()[:32]}"
             row = state.answered(key)
             if row is None:
-                row = {"run": self.run, "benchmark": benchmark, "index": index, "seed": seed, **self._ask(body)}
+                row = {
+                    "run": self.run,
+                    "benchmark": benchmark,
+                    "index": index,
+                    "seed": seed,
+                    **ask(self.endpoint, body, state.check),
+                }
                 state.record(key, row)
         except Exception as err:
             state.fail(f"benchmark {benchmark}, run {self.run}, question {index}: {err}")
             raise
-        return str(row["response"])
-
-    def _ask(self, body: bytes) -> dict[str, Any]:
-        """Send one request; what may pass (connection, timeout, busy server) is tried again, a refusal is not."""
-        spec = session.current().spec
-        url, begin, reason = f"{spec.endpoint}/chat/completions", time.monotonic(), ""
-        for attempt in range(spec.retries + 1):
-            if attempt:
-                time.sleep(min(2.0 ** (attempt - 1), 30.0))
-                session.current().check()
-            try:
-                reply = pool(spec.workers).request(
-                    "POST",
-                    url,
-                    body=body,
-                    headers={"Content-Type": "application/json"},
-                    timeout=urllib3.Timeout(connect=30.0, read=spec.request_timeout),
-                )
-            except urllib3.exceptions.HTTPError as err:
-                reason = f"{type(err).__name__}: {err}"
-                continue
-            if reply.status == 200:
-                return {**read_reply(reply.data), "seconds": round(time.monotonic() - begin, 3)}
-            reason = f"HTTP {reply.status}: {reply.data[:500].decode(errors='replace')}"
-            if reply.status not in _RETRY_STATUS:
-                break
-        raise AskError(f"no answer from {url}: {reason}")
-
-
-def read_reply(data: bytes) -> dict[str, Any]:
-    """Response, its length in tokens and why it ended. Raises AskError for a reply without them."""
-    try:
-        reply: Mapping[str, Any] = json.loads(data)
-        choice = reply["choices"][0]
-        # A lone surrogate would make VLMEvalKit's JSON dump fail and fall back to a pickle that nobody reads.
-        text = (choice["message"]["content"] or "").encode("utf-8", "replace").decode()
-        return {
-            "tokens": int(reply["usage"]["completion_tokens"]),
-            "prompt_tokens": int(reply["usage"]["prompt_tokens"]),
-            "finish_reason": str(choice["finish_reason"]),
-            "response": text,
-        }
-    except (ValueError, KeyError, TypeError, IndexError) as err:
-        raise AskError(f"unreadable reply ({type(err).__name__} {err}): {data[:500].decode(errors='replace')}") from err
+        return key

@@ -32,6 +32,19 @@ class Benchmark:
 
 
 @dataclass(frozen=True)
+class Judge:
+    """A model behind an OpenAI-compatible endpoint. key_env: name of the variable with its key, or None; timeout: seconds for
+    a reply; retries: attempts after the first, of a request and of a reply that makes no sense."""
+
+    endpoint: str
+    model: str
+    key_env: str | None
+    workers: int
+    timeout: float
+    retries: int
+
+
+@dataclass(frozen=True)
 class Spec:
     """`sampling` goes into every request as it is (null values left out), but for `seed`: the base of a seed for each
     question and run, or None, and no request names a seed."""
@@ -49,6 +62,7 @@ class Spec:
     wait_seconds: float
     request_timeout: float
     retries: int
+    judge: Judge | None
 
 
 @dataclass(frozen=True)
@@ -83,11 +97,23 @@ def load_spec(path: Path) -> Spec:
             wait_seconds=_number(raw, "wait_seconds", float, 30),
             request_timeout=_number(raw, "request_timeout", float, 900),
             retries=_number(raw, "retries", int, 3),
+            judge=_judge(raw["judge"]) if raw.get("judge") else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise SpecError(f"evaluation spec {path}: {type(err).__name__} {err}; see the keys in eval/spec.py") from err
     _check(spec, path)
     return spec
+
+
+def _judge(raw: Mapping[str, Any]) -> Judge:
+    return Judge(
+        endpoint=raw["endpoint"].rstrip("/"),
+        model=raw["model"],
+        key_env=raw.get("key_env"),
+        workers=_number(raw, "workers", int, 16),
+        timeout=_number(raw, "timeout", float, 120),
+        retries=_number(raw, "retries", int, 3),
+    )
 
 
 def _number(raw: Mapping[str, Any], key: str, kind: type[N], default: N | None = None) -> N:
@@ -108,8 +134,9 @@ def _check(spec: Spec, path: Path) -> None:
     for bench in spec.benchmarks:
         if bench.kind not in KINDS:
             raise SpecError(f"benchmark {bench.name}: unknown kind {bench.kind!r}; known: {', '.join(KINDS)}")
-    if spec.runs < 1 or spec.workers < 1 or spec.retries < 0:
-        raise SpecError(f"evaluation spec {path}: runs and workers must be at least 1, retries at least 0")
+    for part in (spec, spec.judge or spec):
+        if spec.runs < 1 or part.workers < 1 or part.retries < 0:
+            raise SpecError(f"evaluation spec {path}: runs and workers must be at least 1, retries at least 0")
 
 
 def parse_level(value: str) -> int | None:

@@ -76,9 +76,7 @@ def write(source: Source, path: Path) -> dict[str, Any]:
                 odd["unjudgeable"] += 1
                 print(f"{source.name}: question {cells['id']} {problem}; no response to it will count as right")
             out.writerow({**cells, "index": index, "difficulty_level": level, "passes": passes})
-    odd["levels_unlike_passes"] = sum(
-        passes is not None and records.level(passes) != level for level, passes in tags
-    )
+    odd["levels_unlike_passes"] = sum(passes is not None and records.level(passes) != level for level, passes in tags)
     levels = Counter(level for level, _ in tags)
     return {**{f"level_{n}": levels[n] for n in range(1, 6)}, **{name: n for name, n in odd.items() if n}}
 
@@ -92,7 +90,9 @@ def _files(source: Source) -> list[Path]:
         found = there
     if not found:
         names = ", ".join(str(file.relative_to(source.folder)) for file in there[:8]) or "no parquet file at all"
-        raise source.wrong(f"{source.folder} has no file {split}.parquet or {split}-*.parquet; it has {names}; set split")
+        raise source.wrong(
+            f"{source.folder} has no file {split}.parquet or {split}-*.parquet; it has {names}; set split"
+        )
     return found
 
 
@@ -124,7 +124,9 @@ def _rows(files: Sequence[Path], columns: list[str]) -> Iterator[tuple[str, Mapp
         number = 0
         with pq.ParquetFile(file, pre_buffer=False) as table:
             there = set(table.schema_arrow.names)
-            for batch in table.iter_batches(BATCH, columns=[name for name in columns if name in there], use_threads=False):
+            for batch in table.iter_batches(
+                BATCH, columns=[name for name in columns if name in there], use_threads=False
+            ):
                 for row in batch.to_pylist():
                     yield f"{file.name}, row {number}", row
                     number += 1
@@ -170,7 +172,9 @@ def _cells(source: Source, where: str, row: Mapping[str, Any], seen: set[bytes])
         cells = dict(source.layout.cells(row, text))
     except ValueError as error:
         raise source.wrong(f"{where}: {error}") from error
-    images = [_image(source, where, name, row[name], seen) for name in source.layout.images if has_picture(row.get(name))]
+    images = [
+        _image(source, where, name, row[name], seen) for name in source.layout.images if has_picture(row.get(name))
+    ]
     if not images:
         raise source.wrong(f"{where}: has no image in {', '.join(source.layout.images)}")
     common = {"id": plain(row[source.layout.id]), "question": text, "answer": answer}

@@ -27,7 +27,9 @@ class External:
     digest: str
 
 
-def resolve(cfg: Config, cache: Path | None, fetch: bool, wanted: Collection[str] | None = None) -> Mapping[str, External]:
+def resolve(
+    cfg: Config, cache: Path | None, fetch: bool, wanted: Collection[str] | None = None
+) -> Mapping[str, External]:
     """Those of ``base``, ``source`` (data in a folder) and the tagged benchmarks that are ``wanted``; None: all. fetch:
     download what of the hub is not in the local cache yet.
 

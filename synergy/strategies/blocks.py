@@ -61,7 +61,9 @@ def tagged_input(bench: Benchmark) -> str:
 def _benchmark(bench: Benchmark) -> dict[str, Any]:
     """What a benchmark's table is made from; of a tagged one, what the data set is enters by its digest."""
     if bool(bench.records) == bool(bench.tagged):
-        raise UserError(f"benchmark {bench.name}: give one of records and tagged; it has {bench.records}, {bench.tagged}")
+        raise UserError(
+            f"benchmark {bench.name}: give one of records and tagged; it has {bench.records}, {bench.tagged}"
+        )
     if bench.records:
         return {"name": bench.name, "records": bench.records, "kind": bench.kind}
     if bench.kind not in LAYOUTS:
