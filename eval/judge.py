@@ -106,7 +106,7 @@ def _replies(state: Session, judge: Judge, texts: Sequence[str]) -> dict[str, bo
                     reply = str(ask(where, _body(judge, text, attempt), state.check)["response"]).strip()
                 except Exception as err:
                     state.fail(f"judge: {err}")
-                    raise
+                    raise AskError(state.failure) from err
                 with state.lock:
                     file.write(json.dumps({"key": key, "reply": where.hide(reply[:200])}, ensure_ascii=False) + "\n")
                     file.flush()

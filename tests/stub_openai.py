@@ -19,6 +19,7 @@ class Stub:
     reply: Callable[[dict[str, Any]], tuple[int, str]]
     hold_after: int | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
     release: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     port: int = 0
@@ -60,6 +61,7 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with stub.lock:
                 stub.requests.append(request)
+                stub.keys.append(self.headers["Authorization"])
                 late = stub.hold_after is not None and len(stub.requests) > stub.hold_after
             if late:
                 stub.release.wait(60)

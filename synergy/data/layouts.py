@@ -49,7 +49,7 @@ def listed(value: Any) -> list[str]:
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value.strip() or "[]")
-        except (SyntaxError, MemoryError, RecursionError) as error:
+        except (ValueError, SyntaxError, MemoryError, RecursionError) as error:
             raise ValueError(f"{value[:80]!r} is no list") from error
         if not isinstance(value, list):
             raise ValueError(f"{str(value)[:80]!r} is no list")

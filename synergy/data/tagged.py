@@ -66,7 +66,7 @@ def write(source: Source, path: Path) -> dict[str, Any]:
         fixed = ("index", "id", "image", "question", "answer", "difficulty_level", "passes")
         out = csv.DictWriter(stream, (*fixed, *source.layout.columns), delimiter="\t", lineterminator="\n")
         out.writeheader()
-        for index, (where, row) in enumerate(_rows(files, columns)):
+        for index, (where, row) in enumerate(_rows(source, files, columns)):
             level, passes = tags[index]
             cells = _cells(source, where, row, seen)
             if cells["id"] in ids:
@@ -116,7 +116,7 @@ def _columns(source: Source, files: Sequence[Path]) -> list[str]:
     return sorted(needed | {*more, *layout.may})
 
 
-def _rows(files: Sequence[Path], columns: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _rows(source: Source, files: Sequence[Path], columns: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """(file and row, row) of all files in order."""
     import pyarrow.parquet as pq
 
@@ -128,14 +128,14 @@ def _rows(files: Sequence[Path], columns: list[str]) -> Iterator[tuple[str, Mapp
                 BATCH, columns=[name for name in columns if name in there], use_threads=False
             ):
                 for row in batch.to_pylist():
-                    yield f"{file.name}, row {number}", row
+                    yield f"{file.relative_to(source.folder)}, row {number}", row
                     number += 1
 
 
 def _tags(source: Source, files: Sequence[Path]) -> list[tuple[int, int | None]]:
     """(level, passes or None) of every row. A pass rate is a share of the runs, or where any is above 1, a count of 16."""
     names = [source.level, *([source.passrate] if source.passrate else [])]
-    found = list(_rows(files, names))
+    found = list(_rows(source, files, names))
     if not found:
         raise source.wrong(f"{source.folder} has no rows")
     rates = [row.get(source.passrate) if source.passrate else None for _, row in found]
