@@ -30,7 +30,7 @@ _LAST = 2_000  # characters at the end in which a choice may be named in a sente
 
 def choices(kind: str, text: Text) -> dict[str, str] | None:
     """Letter to text, None for an open question."""
-    if kind not in LISTED:
+    if kind not in LISTED or "choices" not in text:
         return {letter: text[letter] for letter in string.ascii_uppercase if text.get(letter)} or None
     values = ast.literal_eval(text.get("choices") or "[]")
     return {string.ascii_uppercase[i]: str(value) for i, value in enumerate(values)} or None

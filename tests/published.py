@@ -37,18 +37,35 @@ MATHVISION = [
     {"id": "6", "question": "How long?", "options": [], "image": "images/6.jpg", "level": 9},
 ]
 MATHVERSE = [
-    {"sample_index": "1", "question": "As shown, angle?\nChoices:\nA:100°\nB:80°", "answer": "B", "question_type": "multi-choice"},
-    {"sample_index": "2", "question": "", "answer": "14", "question_type": "free-form"},
+    {
+        "sample_index": "1",
+        "question": "As shown, angle?\nChoices:\nA:100°\nB:80°",
+        "answer": "B",
+        "question_type": "multi-choice",
+    },
+    {"sample_index": "2", "question": "", "answer": "14", "question_type": ""},
 ]
 META = {"task": "geometry", "skills": ["algebra", "counting"]}
 MATHVISTA = [
-    {"pid": "1", "query": "Hint: float.\nQuestion: Q1", "choices": None, "answer": "1.2", "answer_type": "float", "precision": 1.0},
-    {"pid": "2", "query": "Hint: letter.\nQuestion: Q2\nChoices:\n(A) red\n(B) blue", "choices": ["red", "blue"], "answer": "blue",
+    {"pid": "1", "query": "Hint: float.\nQ1", "choices": None, "answer": "1.2", "answer_type": "float", "precision": 1.0},
+    {"pid": "2", "query": "Hint: letter.\nQ2\nChoices:\n(A) red\n(B) blue", "choices": ["red", "blue"], "answer": "blue",
      "answer_type": "text", "precision": None},
 ]  # fmt: skip
 MMMU = [
-    {"id": "validation_Art_1", "question": "<image 1> and <image 2>?", "options": "['x, y', '<image 3>']", "answer": "A", "n": 3},
-    {"id": "validation_Art_2", "question": "How much is <image 1>?", "options": "[]", "answer": "['24/7', '3.429']", "n": 1},
+    {
+        "id": "validation_Art_1",
+        "question": "<image 1> and <image 2>?",
+        "options": "['x, y', '<image 3>']",
+        "answer": "A",
+        "n": 3,
+    },
+    {
+        "id": "validation_Art_2",
+        "question": "How much is <image 1>?",
+        "options": "[]",
+        "answer": "['24/7', '3.429']",
+        "n": 1,
+    },
 ]
 MMSTAR = [
     {"index": 0, "question": "Which colour?\nOptions: A: red, or so., B: blue, C: None", "answer": "C"},
@@ -58,16 +75,28 @@ MMSTAR = [
 
 def write(folder: Path) -> Path:
     """All five below ``folder``, each in a folder of its kind."""
-    rows = [{**row, "decoded_image": cell(i), "answer": "B3"[i == 2], "subject": "logic"} for i, row in enumerate(MATHVISION)]
-    _save(folder / "mathvision/data/test-00000-of-00001.parquet", [tagged(r, i + 1, (14, 9, 5)[i]) for i, r in enumerate(rows)])
+    rows = [
+        {**row, "decoded_image": cell(i), "answer": "B3"[i == 2], "subject": "logic"}
+        for i, row in enumerate(MATHVISION)
+    ]
+    _save(
+        folder / "mathvision/data/test-00000-of-00001.parquet",
+        [tagged(r, i + 1, (14, 9, 5)[i]) for i, r in enumerate(rows)],
+    )
     _save(folder / "mathvision/data/testmini-00000-of-00001.parquet", [tagged(rows[0], 5, 0)])
     rows = [
         {**row, "image": cell(i), "query_cot": f"Reason first.\nQuestion: {row['question'] or 'see the image'}",
          "question_for_eval": row["question"] or "How long?", "metadata": {"split": "testmini"}}
         for i, row in enumerate(MATHVERSE)
     ]  # fmt: skip
-    _save(folder / "mathverse/testmini.parquet", [tagged(row, f"L{i + 4}", (0.25, 0.0625)[i]) for i, row in enumerate(rows)])
-    rows = [{**row, "decoded_image": cell(i), "unit": None, "question_type": "", "metadata": META} for i, row in enumerate(MATHVISTA)]
+    _save(
+        folder / "mathverse/testmini.parquet",
+        [tagged(row, f"L{i + 4}", (0.25, 0.0625)[i]) for i, row in enumerate(rows)],
+    )
+    rows = [
+        {**row, "decoded_image": cell(i), "unit": None, "question_type": "", "metadata": META}
+        for i, row in enumerate(MATHVISTA)
+    ]
     _save(folder / "mathvista/data/testmini-00000-of-00001-ab.parquet", [tagged(row, "Level 2", 0.5) for row in rows])
     for i, row in enumerate(MMMU):
         images = {f"image_{n}": cell(n) if n <= row["n"] else None for n in range(1, 8)}

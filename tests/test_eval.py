@@ -153,7 +153,7 @@ def test_scores_prompts_and_lengths(tmp_path: Path, eval_python: str, package: d
         done = evaluate(eval_python, spec(tmp_path, stub.endpoint, benchmarks), env=package)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     runs = tmp_path / "work/vlmevalkit/runs"
-    assert bool(list(runs.glob("*/T2*"))) == bool(package), "the package that was meant: upstream makes dated folders"
+    assert any(runs.glob("*/T2*/*")) == bool(package), "the package that was meant: upstream fills dated folders"
     # VLMEvalKit writes all predictions anew after each: they must not hold the responses.
     assert max(file.stat().st_size for file in runs.rglob("*") if file.is_file()) < 50_000
 
@@ -267,7 +267,9 @@ def test_nothing_of_an_earlier_attempt_is_taken_for_this_one(tmp_path: Path, eva
         other = [{**row, "image": base64.b64encode(picture(50 + i)).decode()} for i, row in enumerate(open_rows(3))]
         table(tsv, other)
         assert evaluate(eval_python, spec(tmp_path, stub.endpoint, benchmarks, runs=1)).returncode == 0
-        sent = [{pixels(base64.b64decode(u.split(",")[1])) for q in part for u in images_of(q)} for part in halves(stub)]
+        sent = [
+            {pixels(base64.b64decode(u.split(",")[1])) for q in part for u in images_of(q)} for part in halves(stub)
+        ]
     assert sent == [{pixels(picture(i)) for i in range(3)}, {pixels(picture(50 + i)) for i in range(3)}]
     with serve(Stub("other-model", lambda request: (200, "\\boxed{0}"))) as stub:
         path = spec(tmp_path, stub.endpoint, benchmarks, runs=1, model_name="other-model")
@@ -303,7 +305,10 @@ def test_hostile_answers_are_wrong_and_harmless(tmp_path: Path, eval_python: str
 
     with serve(Stub(MODEL, reply)) as stub:
         tsv = table(tmp_path / "a.tsv", rows)
-        both = [("TestOpen", tsv, "open"), ("TestVision", tsv, "mathvision")]  # the stock scoring of the latter runs eval
+        both = [
+            ("TestOpen", tsv, "open"),
+            ("TestVision", tsv, "mathvision"),
+        ]  # the stock scoring of the latter runs eval
         done = evaluate(eval_python, spec(tmp_path, stub.endpoint, both, runs=1))
     assert done.returncode == 0, done.stderr[-2000:]
     assert [r["correct"] for r in results(tmp_path)] == [False] * 2 * len(HOSTILE)

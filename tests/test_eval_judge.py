@@ -93,7 +93,7 @@ def test_nonsense_is_asked_again_and_then_stops_the_evaluation(tmp_path: Path, n
         return 200, nonsense if asked(request)["question"] != "Question 0?" else "CORRECT"
 
     with serve(Stub("j", reply)) as stub:
-        with pytest.raises(AskError, match="judge j: after 2 attempts .* T run 0 question 1, T run 0 question 2;"):
+        with pytest.raises(AskError, match=r"judge j: after 2 attempts .* T run 0 question 1, T run 0 question 2;"):
             judge.settle(state(tmp_path, stub.endpoint), rows(a=UNCLEAR, b=UNCLEAR, c=UNCLEAR, d="B"))
         assert len(stub.requests) == 5
         assert sorted(r["temperature"] for r in stub.requests) == [0.0, 0.0, 0.0, 1.0, 1.0]
@@ -112,9 +112,9 @@ def test_second_thoughts_count(tmp_path: Path) -> None:
 def test_a_judge_that_is_not_there_is_told_before_the_first_question(tmp_path: Path) -> None:
     dead = state(tmp_path, "http://127.0.0.1:9/v1", retries=0)
     assert dead.spec.judge is not None
-    with pytest.raises(AskError, match="judge: no model at http://127.0.0.1:9/v1"):
+    with pytest.raises(AskError, match=r"judge: no model at http://127.0.0.1:9/v1"):
         judge.await_judge(dead.spec.judge, 0.2)
-    with pytest.raises(AskError, match="judge: no answer from http://127.0.0.1:9/v1"):
+    with pytest.raises(AskError, match=r"judge: no answer from http://127.0.0.1:9/v1"):
         judge.settle(dead, rows(a=UNCLEAR))
     assert dead.failure is not None
     with serve(Stub("another", lambda request: (200, "CORRECT"))) as stub, pytest.raises(AskError, match="not j"):

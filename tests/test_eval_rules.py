@@ -78,7 +78,11 @@ def test_mathvista_types() -> None:
 
 def test_mmmu_open_questions_may_have_several_right_answers() -> None:
     row = {"answer": "['24/7', '3.429']"}
-    assert [rules.verdict("mmmu", row, f"\\boxed{{{a}}}").correct for a in ("24/7", "3.429", "3.5")] == [True, True, False]
+    assert [rules.verdict("mmmu", row, f"\\boxed{{{a}}}").correct for a in ("24/7", "3.429", "3.5")] == [
+        True,
+        True,
+        False,
+    ]
     assert rules.verdict("mmmu", {"answer": "[unclosed"}, "\\boxed{7}").correct is False
     assert rules.golds("mmmu", {"answer": "['x']", "A": "['x']", "B": "y"}) == ["['x']"]
 

@@ -31,7 +31,9 @@ COMMIT = "0123456789" * 4
 
 
 def source(folder: Path, kind: str, **changes: Any) -> tagged.Source:
-    return tagged.Source(**{"name": "T", "folder": folder / kind, "kind": kind, "level": LEVEL, "passrate": RATE, **changes})
+    return tagged.Source(
+        **{"name": "T", "folder": folder / kind, "kind": kind, "level": LEVEL, "passrate": RATE, **changes}
+    )
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -102,13 +104,16 @@ def test_pass_rates_are_shares_or_counts(tmp_path: Path, rate: str, level: int, 
     published.change(file, LEVEL, [level, 1])
     published.change(file, RATE, [passes, 16] if rate == "count" else [passes / 16, 1.0])
     told = tagged.write(source(tmp_path, "mmstar"), tmp_path / "t.tsv")
-    assert [row["passes"] for row in rows_of(tmp_path / "t.tsv")] == [str(passes), "16"] and "levels_unlike_passes" not in told
+    assert [row["passes"] for row in rows_of(tmp_path / "t.tsv")] == [
+        str(passes),
+        "16",
+    ] and "levels_unlike_passes" not in told
     published.change(file, LEVEL, [6 - level, 1])
     assert tagged.write(source(tmp_path, "mmstar"), tmp_path / "t.tsv")["levels_unlike_passes"] == 1
 
 
 MENDED: list[tuple[str, str, str, list[Any] | None, str]] = [
-    ("mathvision", "data/test-00000-of-00001.parquet", LEVEL, None, r"lacks \['difficulty_.*columns are \[.*'level'.*and no other"),
+    ("mathvision", "data/test-00000-of-00001.parquet", LEVEL, None, r"lacks \['diff.*columns are \[.*'level'.*and no other"),
     ("mathvision", "data/test-00000-of-00001.parquet", RATE, None, r"lacks \['passrate"),
     ("mathvision", "data/test-00000-of-00001.parquet", "id", ["4", "5", "4"], "row 2: id '4' is used twice"),
     ("mathvision", "data/test-00000-of-00001.parquet", LEVEL, [1, 0, 2], "row 1: .* is 0; a level is 1 to 5"),
@@ -165,7 +170,8 @@ def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
     out = io.BytesIO()
     Image.effect_noise((1000, 1000), 90).save(out, "PNG")
     rows = [
-        published.tagged({"index": i, "question": f"Q{i}", "answer": "3", "image": out.getvalue()}, 1, 16) for i in range(64)
+        published.tagged({"index": i, "question": f"Q{i}", "answer": "3", "image": out.getvalue()}, 1, 16)
+        for i in range(64)
     ]
     (tmp_path / "mmstar").mkdir()
     published._save(tmp_path / "mmstar/val.parquet", rows)
@@ -199,7 +205,10 @@ def test_identity_of_records_stays_and_that_of_tagged_is_their_digest(tmp_path: 
     published.write(tmp_path)
     made = bench(name="T", kind="mmstar", tagged=tmp_path / "mmstar")
     stage = plan("base", made)["benchmarks"]
-    assert str(tmp_path) not in identity.canonical(stage.settings) and stage.inputs == {"base": "base", "tagged_T": "tagged-T"}
+    assert str(tmp_path) not in identity.canonical(stage.settings) and stage.inputs == {
+        "base": "base",
+        "tagged_T": "tagged-T",
+    }
     before = externals.resolve(config("base", made), None, fetch=False)["tagged-T"]
     published.change(tmp_path / "mmstar/mmstar.parquet", RATE, [0.9375, 1.0])
     after = externals.resolve(config("base", made), None, fetch=False)["tagged-T"]
@@ -213,7 +222,10 @@ def test_identity_of_records_stays_and_that_of_tagged_is_their_digest(tmp_path: 
         ({"name": "T", "kind": "mmstar", "tagged": "a/b", "records": "x.jsonl"}, "T: give one of records and tagged"),
         ({"name": "T", "kind": "open", "tagged": "a/b"}, "T: a tagged one is of kind mathvision, .*not 'open'"),
         ({"name": "T", "kind": "mmstar", "tagged": "a/b"}, "T: tagged=a/b is a hub name: set its revision"),
-        ({"name": "T", "kind": "mmstar", "tagged": "a/b", "revision": "main"}, "set its revision to its 40-digit commit"),
+        (
+            {"name": "T", "kind": "mmstar", "tagged": "a/b", "revision": "main"},
+            "set its revision to its 40-digit commit",
+        ),
         ({"name": "T", "kind": "mmstar", "tagged": "/no/where"}, "T: tagged=/no/where is no folder"),
     ],
 )
@@ -228,12 +240,12 @@ def test_papers_scales_evaluate_the_five_and_want_no_records_for_the_base() -> N
     stage = plan("base", *words)["benchmarks"]
     assert [b["kind"] for b in stage.settings["benchmarks"]] == list(LAYOUTS) and "source" not in stage.settings
     wanted = set(stage.inputs.values())
-    with pytest.raises(UserError, match="benchmark MathVision: .*set its revision"):
+    with pytest.raises(UserError, match=r"benchmark MathVision: .*set its revision"):
         externals.resolve(config("base", *words), None, fetch=False, wanted=wanted)
     revisions = [f"evaluate.benchmarks.{i}.revision={COMMIT}" for i in range(5)]
     found = externals.resolve(config("base", *words, *revisions), None, fetch=False, wanted=wanted)
     assert set(found) == {"base", *(f"tagged-{b['name']}" for b in stage.settings["benchmarks"])}
-    with pytest.raises(UserError, match="data.source is not set"):
+    with pytest.raises(UserError, match=r"data.source is not set"):
         externals.resolve(config("sft", *words, *revisions), None, fetch=False)
 
 
@@ -269,7 +281,8 @@ def hub(folder: Path) -> Iterator[tuple[str, list[str]]]:
             if self.path.startswith(f"/api/datasets/own/er/tree/{COMMIT}"):
                 files = [f for f in sorted(folder.rglob("*")) if f.is_file()]
                 listed = [
-                    {"type": "file", "path": str(f.relative_to(folder)), "size": f.stat().st_size, "oid": "0" * 40} for f in files
+                    {"type": "file", "path": str(f.relative_to(folder)), "size": f.stat().st_size, "oid": "0" * 40}
+                    for f in files
                 ]
                 return self.reply(200, json.dumps(listed).encode(), "application/json", body)
             file = folder / self.path.removeprefix(prefix)
@@ -328,7 +341,9 @@ def test_hub_download_is_pinned_and_then_needs_no_network(tmp_path: Path) -> Non
     with hub(tmp_path / "sets/mmstar") as (endpoint, asked):
         done = resolve("fetch", endpoint)
         assert done.returncode == 0, done.stdout + done.stderr[-2000:]
-    assert any("mmstar.parquet" in line for line in asked) and not any("zip" in line and "resolve" in line for line in asked)
+    assert any("mmstar.parquet" in line for line in asked) and not any(
+        "zip" in line and "resolve" in line for line in asked
+    )
     path, digest = done.stdout.split()
     assert path.endswith(COMMIT) and planned.stdout.split()[-1] == digest
     again = resolve("fetch", "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
