@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -348,4 +349,4 @@ def test_hub_download_is_pinned_and_then_needs_no_network(tmp_path: Path) -> Non
     assert path.endswith(COMMIT) and planned.stdout.split()[-1] == digest
     again = resolve("fetch", "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
     assert again.stdout.split() == [path, digest]
-    assert tagged.write(source(tmp_path, "mmstar", folder=Path(path)), tmp_path / "t.tsv")["level_1"] == 2
+    assert tagged.write(replace(source(tmp_path, "mmstar"), folder=Path(path)), tmp_path / "t.tsv")["level_1"] == 2
