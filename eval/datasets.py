@@ -8,7 +8,6 @@ The stock scoring is never used: MathVision's calls Python's `eval` on the model
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import string
@@ -21,34 +20,16 @@ import pandas as pd
 from vlmeval.dataset.image_mcq import CustomMCQDataset, ImageMCQDataset, MMMUDataset
 from vlmeval.dataset.image_vqa import CustomVQADataset, MathVerse, MathVision, MathVista
 
-from eval import session
+from eval import rules, session
 from eval.spec import Question
-from reward_fns.answer import judge
 
 VERDICTS = "_verdicts.jsonl"
 
 
-def lettered(text: Mapping[str, str]) -> dict[str, str] | None:
-    """Choices from the columns A, B, ..."""
-    return {c: text[c] for c in string.ascii_uppercase if text.get(c)} or None
-
-
-def listed(text: Mapping[str, str]) -> dict[str, str] | None:
-    """Choices from the column `choices`, a Python list literal."""
-    values = ast.literal_eval(text.get("choices") or "[]")
-    return {string.ascii_uppercase[i]: str(value) for i, value in enumerate(values)} or None
-
-
 class RuleScored:
-    """Mixin before a stock class: marks each prompt with its question, and judges by `reward_fns.answer`."""
+    """Mixin before a stock class: marks each prompt with its question, and judges by `eval.rules`."""
 
     dataset_name: str
-
-    def gold(self, text: Mapping[str, str]) -> str:
-        return text["answer"]
-
-    def choices(self, text: Mapping[str, str]) -> dict[str, str] | None:
-        return lettered(text)
 
     def build_prompt(self, line: Any) -> list[dict[str, Any]]:
         """The stock prompt; its first part also carries the question's index, which VLMEvalKit gives no model."""
@@ -62,8 +43,10 @@ class RuleScored:
         try:
             state.check()
             with open(eval_file, encoding="utf-8") as file:
-                predictions = {str(row["index"]): str(row["prediction"]) for row in json.load(file)}
-            verdicts = [self._verdict(q, predictions) for q in state.questions[self.dataset_name]]
+                keys = {str(row["index"]): str(row["prediction"]) for row in json.load(file)}
+            responses = {index: state.response(key) for index, key in keys.items()}
+            kind = next(bench.kind for bench in state.spec.benchmarks if bench.name == self.dataset_name)
+            verdicts = [_verdict(kind, q, responses) for q in state.questions[self.dataset_name]]
         except Exception as err:
             state.fail(f"benchmark {self.dataset_name}: cannot score {eval_file}: {type(err).__name__} {err}")
             raise
@@ -71,18 +54,19 @@ class RuleScored:
         session.write_atomic(Path(os.path.splitext(eval_file)[0] + VERDICTS), "".join(lines))
         return accuracies(verdicts)
 
-    def _verdict(self, question: Question, predictions: Mapping[str, str]) -> dict[str, Any]:
-        if question.index not in predictions:
-            raise KeyError(f"no prediction for question {question.index}")
-        verdict = judge(predictions[question.index], self.gold(question.text), self.choices(question.text))
-        return {
-            "id": question.id,
-            "index": question.index,
-            "level": question.level,
-            "correct": bool(verdict.correct),
-            "answer": verdict.answer,
-            "rule": verdict.rule,
-        }
+
+def _verdict(kind: str, question: Question, responses: Mapping[str, str]) -> dict[str, Any]:
+    if question.index not in responses:
+        raise KeyError(f"no prediction for question {question.index}")
+    verdict = rules.verdict(kind, question.text, responses[question.index])
+    return {
+        "id": question.id,
+        "index": question.index,
+        "level": question.level,
+        "correct": bool(verdict.correct),
+        "answer": verdict.answer,
+        "rule": verdict.rule,
+    }
 
 
 def accuracies(verdicts: list[dict[str, Any]]) -> dict[str, float]:
@@ -115,7 +99,7 @@ class SynergyChoice(AsWritten, CustomMCQDataset):
     """Any question with choices in columns A, B, ...; the answer is a letter."""
 
 
-class LocalTable(RuleScored):
+class LocalTable(AsWritten):
     """Mixin for official sets: without a URL and a checksum, VLMEvalKit reads the local TSV as it is, level column and all."""
 
     DATASET_URL: ClassVar[dict[str, str]] = {}
@@ -133,19 +117,10 @@ class SynergyMMMU(LocalTable, MMMUDataset):
 class SynergyMathVision(LocalTable, MathVision):
     """MathVision; the column `level` of the official table is a human's grade, not a difficulty level of ours."""
 
-    def choices(self, text: Mapping[str, str]) -> dict[str, str] | None:
-        return listed(text)
-
 
 class SynergyMathVista(LocalTable, MathVista):
-    """MathVista; `answer_option` is the letter where `answer` is the choice's text."""
-
-    def choices(self, text: Mapping[str, str]) -> dict[str, str] | None:
-        return listed(text)
-
-    def gold(self, text: Mapping[str, str]) -> str:
-        return text.get("answer_option") or text["answer"]
+    """MathVista."""
 
 
 class SynergyMathVerse(LocalTable, MathVerse):
-    """MathVerse; choices stand in the question's text only, so a letter is compared as text."""
+    """MathVerse."""

@@ -15,49 +15,19 @@ import hashlib
 import io
 import json
 import mimetypes
-import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import urllib3
 from PIL import Image
 from vlmeval.api.base import BaseAPI
 
 from eval import session
+from eval.endpoint import ask
 from eval.session import AskError
-from eval.spec import Endpoint
 
 _SENT_AS_IS = {"image/png", "image/jpeg"}
-_RETRY_STATUS = {408, 425, 429, 500, 502, 503, 504}
-_UNFINISHED = {"abort", "error"}
-"""vLLM's reasons for a response that it broke off; any other is the model's own end."""
 _IMAGES = 64
 """Images kept encoded: the runs of a question follow each other."""
-
-
-@functools.cache
-def pool() -> urllib3.PoolManager:
-    """One keep-alive pool for all runs. urllib3 takes no proxy from the environment, as a loopback endpoint needs."""
-    spec = session.current().spec
-    return urllib3.PoolManager(num_pools=len(spec.endpoints), maxsize=spec.workers, block=True, retries=False)
-
-
-class Kept(str):
-    """A response that pickles as its key in the cache: VLMEvalKit pickles all responses of a benchmark anew after each one,
-    which for long responses takes longer than the model does."""
-
-    key: str
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return kept, (self.key,)
-
-
-def kept(key: str) -> Kept:
-    """The response to a request that was answered."""
-    text = Kept(session.current().response(key))
-    text.key = key
-    return text
 
 
 @functools.lru_cache(_IMAGES)
@@ -107,7 +77,8 @@ class SynergyEndpoint(BaseAPI):
         self.run = run
 
     def generate(self, message: list[dict[str, Any]], dataset: str | None = None) -> str:
-        """The response text. Raises AskError, and the whole evaluation stops, when the endpoint does not answer."""
+        """The key of the answer in the session, which keeps the text: VLMEvalKit writes all predictions anew after each one,
+        a quadratic cost for long responses. Raises AskError, and the whole evaluation stops, when there is no answer."""
         state = session.current()
         state.check()
         benchmark, index = str(dataset), str(message[0]["question"])
@@ -117,68 +88,10 @@ class SynergyEndpoint(BaseAPI):
             payload = {"model": self.served, "messages": [{"role": "user", "content": parts}], **state.spec.sampling}
             body = json.dumps(payload if seed is None else {**payload, "seed": seed}).encode()
             key = f"{self.run}/{benchmark}/{index}/{hashlib.sha256(body).hexdigest()[:32]}"
-            row = state.answered(key)
-            if row is None:
-                row = {"run": self.run, "benchmark": benchmark, "index": index, "seed": seed}
-                row |= self._ask(body, state.endpoint(benchmark, index))
-                state.record(key, row)
+            if state.answered(key) is None:
+                reply = ask(state.endpoint(benchmark, index), body, state.check, self.served)
+                state.record(key, {"run": self.run, "benchmark": benchmark, "index": index, "seed": seed, **reply})
         except Exception as err:
             state.fail(f"benchmark {benchmark}, run {self.run}, question {index}: {err}")
             raise
-        return kept(key)
-
-    def _ask(self, body: bytes, endpoint: Endpoint) -> dict[str, Any]:
-        """Send one request; what may pass (connection, timeout, busy server, a broken reply) is tried again, a refusal is
-        not."""
-        spec = session.current().spec
-        url, begin, reason = f"{endpoint.url}/chat/completions", time.monotonic(), ""
-        for attempt in range(spec.retries + 1):
-            if attempt:
-                time.sleep(min(2.0 ** (attempt - 1), 30.0))
-                session.current().check()
-            try:
-                reply = pool().request(
-                    "POST",
-                    url,
-                    body=body,
-                    headers=endpoint.headers,
-                    timeout=urllib3.Timeout(connect=30.0, read=spec.request_timeout),
-                )
-            except urllib3.exceptions.HTTPError as err:
-                reason = f"{type(err).__name__}: {err}"
-                continue
-            if reply.status == 200:
-                try:
-                    return {**read_reply(reply.data, self.served), "seconds": round(time.monotonic() - begin, 3)}
-                except ValueError as err:
-                    reason = str(err)
-                    continue
-            reason = f"HTTP {reply.status}: {reply.data[:500].decode(errors='replace')}"
-            if reply.status not in _RETRY_STATUS:
-                break
-        raise AskError(f"no answer from {url}: {reason}")
-
-
-def read_reply(data: bytes, model: str) -> dict[str, Any]:
-    """Response, its length in tokens and why it ended. An empty text is a response like any other, if the model ended it.
-
-    Raises ValueError for a reply without them or one that the server broke off, AskError for one of another model."""
-    try:
-        reply: Mapping[str, Any] = json.loads(data)
-        choice = reply["choices"][0]
-        if not isinstance(choice["finish_reason"], str) or choice["finish_reason"] in _UNFINISHED:
-            raise ValueError(f"finish_reason {choice['finish_reason']!r}")
-        if reply.get("model", model) != model:
-            raise AskError(
-                f"the reply is of model {reply['model']!r}, not {model!r}: {data[:200].decode(errors='replace')}"
-            )
-        # A lone surrogate would make VLMEvalKit's JSON dump fail and fall back to a pickle that nobody reads.
-        text = (choice["message"]["content"] or "").encode("utf-8", "replace").decode()
-        return {
-            "tokens": int(reply["usage"]["completion_tokens"]),
-            "prompt_tokens": int(reply["usage"]["prompt_tokens"]),
-            "finish_reason": str(choice["finish_reason"]),
-            "response": text,
-        }
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as err:
-        raise ValueError(f"no whole reply ({type(err).__name__} {err}): {data[:500].decode(errors='replace')}") from err
+        return key

@@ -2,7 +2,8 @@
 
 SPEC.json: {"model_name", "endpoint": "http://host:port/v1" or a list of such, "benchmarks": [{"name", "tsv", "kind"}], "runs",
 "sampling": {"temperature", "top_p", "top_k", "max_tokens", "seed", ...}, "instruction": text or null, "workers",
-"work_dir", "out"} and, optional, "wait_seconds" (for the endpoint, 30), "request_timeout" (900 s), "retries" (3).
+"work_dir", "out"} and, optional, "wait_seconds" (for the endpoint, 30), "request_timeout" (900 s), "retries" (3), "judge"
+({"endpoint", "model", "key_env", "workers", "timeout", "retries"}: a model that judges where rules find no answer).
 `model_name` is the name the endpoint serves the model by, and must change with the weights: put a digest into it.
 SYNERGY_API_KEYS in the environment: keys of the endpoints, with spaces between. `workers` requests are in flight over all.
 
@@ -15,38 +16,10 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from eval.spec import Endpoint
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def wait_for(endpoint: Endpoint, model: str, seconds: float) -> None:
-    """Return once the endpoint serves `model`. Raises AskError when it does not within `seconds`, or serves others."""
-    import urllib3
-
-    from eval.session import AskError
-
-    end, reason = time.monotonic() + seconds, ""
-    with urllib3.PoolManager(retries=False) as http:
-        while True:
-            try:
-                reply = http.request("GET", f"{endpoint.url}/models", headers=endpoint.headers, timeout=5.0)
-                if reply.status == 200:
-                    served = [entry["id"] for entry in json.loads(reply.data)["data"]]
-                    if model not in served:
-                        raise AskError(f"{endpoint.url} serves {served}, not {model}: wrong server or wrong model name")
-                    return
-                reason = f"HTTP {reply.status}"
-            except (urllib3.exceptions.HTTPError, ValueError, KeyError, TypeError) as err:
-                reason = f"{type(err).__name__}: {err}"
-            if time.monotonic() > end:
-                raise AskError(f"no model at {endpoint.url} after {seconds:.0f} s: {reason}")
-            time.sleep(0.1)
 
 
 def collect(state: Any) -> list[dict[str, Any]]:
@@ -77,7 +50,8 @@ def collect(state: Any) -> list[dict[str, Any]]:
 
 def evaluate(spec_path: Path) -> None:
     """The whole evaluation. Raises SpecError or AskError."""
-    from eval import kit, session
+    from eval import judge, kit, session
+    from eval.endpoint import wait_for
     from eval.spec import load_spec, read_questions
 
     spec = load_spec(spec_path)
@@ -88,6 +62,8 @@ def evaluate(spec_path: Path) -> None:
     try:
         main = kit.load()
         state.enter("wait")
+        if spec.judge is not None:
+            judge.await_judge(spec.judge, min(spec.wait_seconds, 30))
         for endpoint in spec.endpoints:
             wait_for(endpoint, spec.model_name, spec.wait_seconds)
         state.enter("ask")
@@ -96,6 +72,9 @@ def evaluate(spec_path: Path) -> None:
         kit.run(spec, main)
         state.check()
         rows = collect(state)
+        if spec.judge is not None:
+            state.enter("judge")
+        rows = judge.settle(state, rows)
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         session.write_atomic(spec.out / "results.jsonl", text, sync=True)
     except BaseException:

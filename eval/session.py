@@ -34,7 +34,7 @@ class Session:
         self.phase = "import"
         self._begin = time.monotonic()
         self._phases: dict[str, float] = {}
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         listed = [(name, question.index) for name, rows in questions.items() for question in rows]
         self._places = {place: number for number, place in enumerate(listed)}
         self._written = 0.0
@@ -48,7 +48,7 @@ class Session:
 
     def answered(self, key: str) -> dict[str, Any] | None:
         """The answer of an earlier attempt to exactly this request, or None. Counts as progress."""
-        with self._lock:
+        with self.lock:
             row = self._answers.get(key)
             if row is not None:
                 self._used.add(key)
@@ -62,29 +62,31 @@ class Session:
     def endpoint(self, benchmark: str, index: str) -> Endpoint:
         return self.spec.endpoints[self.server(benchmark, index)]
 
-    def response(self, key: str) -> str:
-        """The text of an answer that is known."""
-        with self._lock:
-            return str(self._answers[key]["response"])
-
     def record(self, key: str, row: dict[str, Any]) -> None:
         """Append an answer; it survives a kill of this process from here on."""
         line = json.dumps({"key": key, **row}, ensure_ascii=False)
-        with self._lock:
+        with self.lock:
             self._file.write(line + "\n")
             self._file.flush()
             self._answers[key] = {"key": key, **row}
             self._used.add(key)
             self._report()
 
+    def response(self, key: str) -> str:
+        """The text behind a prediction. Raises KeyError for one that this evaluation did not make."""
+        with self.lock:
+            if key not in self._used:
+                raise KeyError(f"prediction {key[:80]!r} is not of this evaluation")
+            return str(self._answers[key]["response"])
+
     def rows(self) -> list[dict[str, Any]]:
         """The answers that belong to this evaluation: asked now or taken from the cache now."""
-        with self._lock:
+        with self.lock:
             return [self._answers[key] for key in self._used]
 
     def fail(self, reason: str) -> None:
         """Keep the first reason; every request that has not started yet then refuses to."""
-        with self._lock:
+        with self.lock:
             self.failure = self.failure or reason
 
     def check(self) -> None:
@@ -92,8 +94,8 @@ class Session:
             raise AskError(self.failure)
 
     def enter(self, phase: str) -> None:
-        """Name what happens now (import, wait, ask, score, done or failed) and keep how long the last phase took."""
-        with self._lock:
+        """Name what happens now (import, wait, ask, score, judge, done or failed) and keep how long the last phase took."""
+        with self.lock:
             now = time.monotonic()
             self._phases[self.phase] = round(now - self._begin, 3)
             self.phase, self._begin = phase, now

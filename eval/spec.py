@@ -34,14 +34,35 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Base URL of an OpenAI-compatible API, and the key that its requests bear, or ''."""
+    """An OpenAI-compatible API. url: up to /v1. timeout: seconds for one reply; workers: requests at once, over all endpoints
+    of its kind; retries: attempts after the first. key: sent as a bearer token, and shown nowhere."""
 
     url: str
+    timeout: float
+    workers: int
+    retries: int
     key: str = field(default="", repr=False)
 
     @property
     def headers(self) -> dict[str, str]:
         return {"Content-Type": "application/json", **({"Authorization": f"Bearer {self.key}"} if self.key else {})}
+
+    def hide(self, text: str) -> str:
+        """The text without the key: servers repeat it in their refusals."""
+        return text.replace(self.key, "***") if self.key else text
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A model behind an OpenAI-compatible endpoint. key_env: name of the variable with its key, or None; timeout: seconds for
+    a reply; retries: attempts after the first, of a request and of a reply that makes no sense."""
+
+    endpoint: str
+    model: str
+    key_env: str | None
+    workers: int
+    timeout: float
+    retries: int
 
 
 @dataclass(frozen=True)
@@ -62,6 +83,7 @@ class Spec:
     wait_seconds: float
     request_timeout: float
     retries: int
+    judge: Judge | None
 
 
 @dataclass(frozen=True)
@@ -84,7 +106,7 @@ def load_spec(path: Path) -> Spec:
         sampling = {k: v for k, v in raw["sampling"].items() if v is not None}
         spec = Spec(
             model_name=raw["model_name"],
-            endpoints=_endpoints(raw["endpoint"]),
+            endpoints=_endpoints(raw),
             benchmarks=tuple(Benchmark(b["name"], Path(b["tsv"]), b["kind"]) for b in raw["benchmarks"]),
             runs=_number(raw, "runs", int),
             seed=_number(sampling, "seed", int) if "seed" in sampling else None,
@@ -96,6 +118,7 @@ def load_spec(path: Path) -> Spec:
             wait_seconds=_number(raw, "wait_seconds", float, 30),
             request_timeout=_number(raw, "request_timeout", float, 900),
             retries=_number(raw, "retries", int, 3),
+            judge=_judge(raw["judge"]) if raw.get("judge") else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise SpecError(f"evaluation spec {path}: {type(err).__name__} {err}; see the keys in eval/spec.py") from err
@@ -103,13 +126,29 @@ def load_spec(path: Path) -> Spec:
     return spec
 
 
-def _endpoints(raw: str | list[str]) -> tuple[Endpoint, ...]:
+def _endpoints(raw: Mapping[str, Any]) -> tuple[Endpoint, ...]:
     """One URL or several, with the keys that SYNERGY_API_KEYS holds: files on disk are no place for them."""
-    urls = [raw] if isinstance(raw, str) else raw
+    urls = [raw["endpoint"]] if isinstance(raw["endpoint"], str) else raw["endpoint"]
     keys = os.environ.get("SYNERGY_API_KEYS", "").split() or [""] * len(urls)
     if not urls or len(keys) != len(urls):
         raise ValueError(f"{len(urls)} endpoint(s), and {len(keys)} key(s) in SYNERGY_API_KEYS")
-    return tuple(Endpoint(url.rstrip("/"), key) for url, key in zip(urls, keys, strict=True))
+    limits = (
+        _number(raw, "request_timeout", float, 900),
+        _number(raw, "workers", int),
+        _number(raw, "retries", int, 3),
+    )
+    return tuple(Endpoint(url.rstrip("/"), *limits, key) for url, key in zip(urls, keys, strict=True))
+
+
+def _judge(raw: Mapping[str, Any]) -> Judge:
+    return Judge(
+        endpoint=raw["endpoint"].rstrip("/"),
+        model=raw["model"],
+        key_env=raw.get("key_env"),
+        workers=_number(raw, "workers", int, 16),
+        timeout=_number(raw, "timeout", float, 120),
+        retries=_number(raw, "retries", int, 3),
+    )
 
 
 def _number(raw: Mapping[str, Any], key: str, kind: type[N], default: N | None = None) -> N:
@@ -130,8 +169,9 @@ def _check(spec: Spec, path: Path) -> None:
     for bench in spec.benchmarks:
         if bench.kind not in KINDS:
             raise SpecError(f"benchmark {bench.name}: unknown kind {bench.kind!r}; known: {', '.join(KINDS)}")
-    if spec.runs < 1 or spec.workers < 1 or spec.retries < 0:
-        raise SpecError(f"evaluation spec {path}: runs and workers must be at least 1, retries at least 0")
+    for part in (spec, spec.judge or spec):
+        if spec.runs < 1 or part.workers < 1 or part.retries < 0:
+            raise SpecError(f"evaluation spec {path}: runs and workers must be at least 1, retries at least 0")
 
 
 def parse_level(value: str) -> int | None:

@@ -24,17 +24,33 @@ class Model:
 
 @dataclass
 class Benchmark:
+    """Questions of your own (``records``), or one of the paper's sets with difficulty levels (``tagged``)."""
+
     name: str = MISSING
-    records: str = MISSING
+    records: str | None = None
     """JSONL of records, relative to the data source."""
     kind: str = "open"
-    """open: the answer is judged; choice: its letter or content."""
+    """open: the answer is judged; choice: its letter or content; mathvision, mathverse, mathvista, mmmu, mmstar: by the rules
+    of that set."""
+    tagged: str | None = None
+    """A folder with the published parquet files, or the hub name of the data set; only for the last five kinds."""
+    revision: str | None = None
+    """Its hub commit; compulsory for a hub name."""
+    split: str | None = None
+    """Null: the one that the paper evaluates."""
+    level: str = "difficulty_level_for_qwen2.5_vl_7b"
+    """Column with the difficulty level, 1 to 5. MathVision's own column ``level`` is another thing."""
+    passrate: str | None = "passrate_for_qwen2.5_vl_7b"
+    """Column with the share, or count of 16, of the right runs that made the level; null: there is none."""
+    question: str | None = None
+    """Column that is asked; null: as synergy/data/layouts.py says."""
 
 
 @dataclass
 class Data:
-    source: str = MISSING
-    """``lab`` (handwritten digits, made on the spot) or a folder with the JSONL files below."""
+    source: str | None = None
+    """``lab`` (handwritten digits, made on the spot) or a folder with the JSONL files below. Not needed where no stage reads
+    records: by recipe=base with tagged benchmarks."""
     train: str = "train.jsonl"
     validation: str | None = "val.jsonl"
     instruction: str = MISSING
@@ -114,6 +130,22 @@ class Sample:
 
 
 @dataclass
+class Judge:
+    """A model behind an OpenAI-compatible endpoint that judges the responses in which rules find no answer."""
+
+    endpoint: str | None = None
+    """Like http://host:8000/v1. Null: no judge; a response in which rules find no answer counts as wrong."""
+    model: str = "Qwen/Qwen2.5-VL-32B-Instruct"
+    """As the endpoint calls it. The default is the paper's."""
+    key_env: str | None = None
+    """Name of the environment variable that holds the key."""
+    workers: int = 16
+    timeout: float = 120.0
+    """Seconds for one reply."""
+    retries: int = 3
+
+
+@dataclass
 class Evaluate:
     benchmarks: list[Benchmark] = field(default_factory=list)
     runs: int = 4
@@ -127,6 +159,7 @@ class Evaluate:
     port: int | None = None
     """Of the first server, the others have those that follow; null: free ones."""
     startup_timeout: float = 600.0
+    judge: Judge = field(default_factory=Judge)
     env: dict[str, str] = field(default_factory=dict)
 
 

@@ -21,6 +21,7 @@ class Stub:
     hold_after: int | None = None
     key: str | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
     release: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
     port: int = 0
@@ -73,6 +74,7 @@ def _handler(stub: Stub) -> type[BaseHTTPRequestHandler]:
                 stub.requests.append(request)
                 stub.flying += 1
                 stub.most = max(stub.most, stub.flying)
+                stub.keys.append(self.headers["Authorization"])
                 late = stub.hold_after is not None and len(stub.requests) > stub.hold_after
             if late:
                 stub.release.wait(60)

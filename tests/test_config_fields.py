@@ -55,6 +55,8 @@ IDENTITY: dict[str, Any] = {
     "evaluate.sampling.top_k": 5,
     "evaluate.sampling.max_tokens": 48,
     "evaluate.sampling.seed": 5,
+    "evaluate.judge.endpoint": "http://127.0.0.1:1/v1",
+    "evaluate.judge.model": "other",
 }
 """Field -> a value unlike the tiny scale's."""
 RUNTIME: dict[str, Any] = {
@@ -66,6 +68,11 @@ RUNTIME: dict[str, Any] = {
     "sample.replicas": 2,
     "sample.env": {"X": "1"},
     "evaluate.workers": 3,
+    "evaluate.replicas": 2,
+    "evaluate.judge.key_env": "KEY",
+    "evaluate.judge.workers": 3,
+    "evaluate.judge.timeout": 5.0,
+    "evaluate.judge.retries": 5,
     "evaluate.server": ["--dtype=float32"],
     "evaluate.port": 1234,
     "evaluate.startup_timeout": 5.0,
@@ -90,8 +97,21 @@ ELSEWHERE = {
     "frameworks.vllm": "as above",
     "frameworks.vlmevalkit": "as above",
     "run.dir": "where, not what",
+    **{
+        f"evaluate.benchmarks.{name}": "of a tagged benchmark; tests/test_tagged.py"
+        for name in ("tagged", "revision", "split", "level", "passrate", "question")
+    },
 }
 """Field -> why it can't be tried here, or where it is."""
+
+
+JUDGED = {"evaluate.judge.endpoint": "http://127.0.0.1:2/v1"}
+"""Without an endpoint the judge's other fields decide nothing."""
+
+
+def given(path: str) -> dict[str, Any]:
+    """Fields that must be set for this one to count."""
+    return JUDGED if path.startswith("evaluate.judge.") and path not in JUDGED else {}
 
 
 def fields(schema: type, at: str = "") -> set[str]:
@@ -149,12 +169,14 @@ def test_another_value_of_an_identity_field_is_another_stage(path: str, tmp_path
     if path == "reward.path":
         value = str(tmp_path / "own.py")
         (tmp_path / "own.py").write_text("def compute_score(**_): return 1.0\n")
-    assert keys(tmp_path, {path: value}) != before
+    assert keys(tmp_path, {**given(path), path: value}) != (keys(tmp_path, given(path)) if given(path) else before)
 
 
 @pytest.mark.parametrize("path", RUNTIME)
 def test_a_run_time_field_changes_no_stage(path: str, tmp_path: Path, before: set[str]) -> None:
-    assert keys(tmp_path, {path: RUNTIME[path]}) == before
+    assert keys(tmp_path, {**given(path), path: RUNTIME[path]}) == (
+        keys(tmp_path, given(path)) if given(path) else before
+    )
 
 
 def test_paths_in_settings_do_not_count_but_what_lies_there(tmp_path: Path) -> None:

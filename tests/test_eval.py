@@ -5,10 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import random
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,20 @@ from synergy.data.prompt import query
 ROOT = Path(__file__).resolve().parent.parent
 INSTRUCTION = "Please reason step by step within <think> </think> tags, and put your final answer within \\boxed{}."
 MODEL = "tiny-0123abcd"
+UPSTREAM = "SYNERGY_VLMEVAL_UPSTREAM"
 HOSTILE = ["__import__('os').system('touch MARK')", "9**9**9", "9^{9^{9}}", "open('MARK','w').write('x')"]
+
+
+@pytest.fixture(params=["ms-vlmeval", "upstream"])
+def package(request: pytest.FixtureRequest) -> Iterator[dict[str, str]]:
+    """What to add to the environment: nothing, or the variable's checkout of VLMEvalKit (and folders with what it lacks),
+    which then hides the installed package."""
+    if request.param == "ms-vlmeval":
+        yield {}
+    elif os.environ.get(UPSTREAM):
+        yield {"PYTHONPATH": os.environ[UPSTREAM]}
+    else:
+        pytest.skip(f"set {UPSTREAM} to the path of a checkout of open-compass/VLMEvalKit")
 
 
 def picture(seed: int) -> bytes:
@@ -95,8 +110,12 @@ def command(eval_python: str, path: Path) -> list[str]:
     return [eval_python, str(ROOT / "eval" / "run.py"), str(path)]
 
 
-def evaluate(eval_python: str, path: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(eval_python, path), capture_output=True, text=True, timeout=timeout)
+def evaluate(
+    eval_python: str, path: Path, timeout: float = 240, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(eval_python, path), capture_output=True, text=True, timeout=timeout, env={**os.environ, **(env or {})}
+    )
 
 
 def results(tmp: Path) -> list[dict[str, Any]]:
@@ -113,15 +132,19 @@ def answer(request: dict[str, Any]) -> tuple[int, str]:
     return 200, thought + f"\\boxed{{{number + 1 if number % 2 == 0 else 999}}}"
 
 
-def test_scores_prompts_and_lengths(tmp_path: Path, eval_python: str) -> None:
+def test_scores_prompts_and_lengths(tmp_path: Path, eval_python: str, package: dict[str, str]) -> None:
     opened, chosen = open_rows(10), choice_rows(9)
     benchmarks = [
         ("TestOpen", table(tmp_path / "a.tsv", opened), "open"),
         ("TestChoice", table(tmp_path / "b.tsv", chosen), "choice"),
     ]
     with serve(Stub(MODEL, answer)) as stub:
-        done = evaluate(eval_python, spec(tmp_path, stub.endpoint, benchmarks))
+        done = evaluate(eval_python, spec(tmp_path, stub.endpoint, benchmarks), env=package)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    runs = tmp_path / "work/vlmevalkit/runs"
+    assert any(runs.glob("*/T2*/*")) == bool(package), "the package that was meant: upstream fills dated folders"
+    # VLMEvalKit writes all predictions anew after each: they must not hold the responses.
+    assert max(file.stat().st_size for file in runs.rglob("*") if file.is_file()) < 50_000
 
     rows = results(tmp_path)
     assert [(r["benchmark"], r["run"], r["index"]) for r in rows] == [
@@ -167,7 +190,13 @@ OFFICIAL: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
         ],
         ["0.5", "4"],
     ),
-    "mathverse": ([{"question": "Q0 Choices: A:1 B:2", "answer": "B"}, {"question": "Q1", "answer": "7"}], ["B", "7"]),
+    "mathverse": (
+        [
+            {"question": "Q0 Choices: A:1 B:2", "answer": "B", "choices": "['1', '2']"},
+            {"question": "Q1", "answer": "7", "choices": "[]"},
+        ],
+        ["2", "7"],
+    ),
     "mmmu": (
         [
             {"question": "Q0 <image 1> here", "answer": "A", "A": "1", "B": "2", "split": "validation"},
@@ -179,28 +208,67 @@ OFFICIAL: dict[str, tuple[list[dict[str, Any]], list[str]]] = {
 }
 
 
-def test_official_kinds_are_scored_by_rule(tmp_path: Path, eval_python: str) -> None:
-    """Tables with the columns of the official sets. The first time a question is asked the answer is right: in one run."""
+def test_official_kinds_are_scored_by_rule_and_then_by_the_judge(
+    tmp_path: Path, eval_python: str, package: dict[str, str]
+) -> None:
+    """Tables with the columns of the official sets. The first time a question is asked the answer is right, then there is
+    none, and a judge that wants a key finds those to MMStar right."""
     asked: set[str] = set()
 
     def reply(request: dict[str, Any]) -> tuple[int, str]:
         text = text_of(request)
         right = text not in asked
         asked.add(text)
-        return 200, f"\\boxed{{{OFFICIAL[text.split('#')[1]][1][int('Q1' in text)] if right else 'none of them'}}}"
+        if not right:
+            return 200, "Whether it is one or the other I could not make out from this picture."
+        return 200, f"\\boxed{{{OFFICIAL[text.split('#')[1]][1][int('Q1' in text)]}}}"
+
+    def ruling(request: dict[str, Any]) -> tuple[int, str]:
+        return 200, "CORRECT" if "#mmstar#" in text_of(request) else "INCORRECT"
 
     benchmarks = []
     for kind, (rows, _) in OFFICIAL.items():
         marked = [{**row, "question": f"{row['question']} #{kind}#", "difficulty_level": "L2"} for row in rows]
         benchmarks.append((f"Test_{kind}", table(tmp_path / f"{kind}.tsv", marked), kind))
-    with serve(Stub(MODEL, reply)) as stub:
-        done = evaluate(eval_python, spec(tmp_path, stub.endpoint, benchmarks))
+    with serve(Stub(MODEL, reply)) as stub, serve(Stub("judge-32b", ruling)) as judge:
+        asks = {"endpoint": judge.endpoint, "model": "judge-32b", "key_env": "JUDGE_KEY"}
+        path = spec(tmp_path, stub.endpoint, benchmarks, judge=asks)
+        done = evaluate(eval_python, path, env={**package, "JUDGE_KEY": "sk-secret-1"})
     assert done.returncode == 0, done.stderr[-2000:]
     rows = results(tmp_path)
-    assert [r["benchmark"] for r in rows] == [name for name, _, _ in benchmarks for _ in range(4)]
-    right = Counter((r["benchmark"], r["index"]) for r in rows if r["correct"])
-    assert right == {(name, index): 1 for name, _, _ in benchmarks for index in ("0", "1")}
+    assert [(r["benchmark"], r["correct"], r["judged"]) for r in rows] == [
+        (name, run == 0 or kind == "mmstar", run == 1) for name, _, kind in benchmarks for run in (0, 1) for _ in (0, 1)
+    ]
+    assert all((r["answer"] is None) == r["judged"] for r in rows)
     assert {r["level"] for r in rows} == {2}
+    assert len(judge.requests) == 10 and set(judge.keys) == {"Bearer sk-secret-1"} and set(stub.keys) == {None}
+    left = [file for file in tmp_path.rglob("*") if file.is_file() and b"sk-secret-1" in file.read_bytes()]
+    assert not left and "sk-secret-1" not in done.stdout + done.stderr
+
+
+def test_nothing_of_an_earlier_attempt_is_taken_for_this_one(tmp_path: Path, eval_python: str) -> None:
+    """The same work directory, with VLMEvalKit's old predictions and pictures in it: another picture under the same name is
+    another question, and another model's answers are not ours."""
+    tsv = table(tmp_path / "a.tsv", open_rows(3))
+    benchmarks = [("TestOpen", tsv, "open")]
+    with serve(Stub(MODEL, answer)) as stub:
+        assert evaluate(eval_python, spec(tmp_path, stub.endpoint, benchmarks, runs=1)).returncode == 0
+        other = [{**row, "image": base64.b64encode(picture(50 + i)).decode()} for i, row in enumerate(open_rows(3))]
+        table(tsv, other)
+        assert evaluate(eval_python, spec(tmp_path, stub.endpoint, benchmarks, runs=1)).returncode == 0
+        sent = [
+            {pixels(base64.b64decode(u.split(",")[1])) for q in part for u in images_of(q)} for part in halves(stub)
+        ]
+    assert sent == [{pixels(picture(i)) for i in range(3)}, {pixels(picture(50 + i)) for i in range(3)}]
+    with serve(Stub("other-model", lambda request: (200, "\\boxed{0}"))) as stub:
+        path = spec(tmp_path, stub.endpoint, benchmarks, runs=1, model_name="other-model")
+        assert evaluate(eval_python, path).returncode == 0
+    assert len(stub.requests) == 3 and {r["response"] for r in results(tmp_path)} == {"\\boxed{0}"}
+
+
+def halves(stub: Stub) -> list[list[dict[str, Any]]]:
+    middle = len(stub.requests) // 2
+    return [stub.requests[:middle], stub.requests[middle:]]
 
 
 def test_failing_server_is_an_error(tmp_path: Path, eval_python: str) -> None:
@@ -218,17 +286,21 @@ def test_failing_server_is_an_error(tmp_path: Path, eval_python: str) -> None:
 
 def test_hostile_answers_are_wrong_and_harmless(tmp_path: Path, eval_python: str) -> None:
     mark = tmp_path / "executed"
-    rows = [{"question": f"Question {i}", "answer": "7"} for i in range(len(HOSTILE))]
+    rows = [{"question": f"Question {i}", "answer": "7", "choices": "[]"} for i in range(len(HOSTILE))]
 
     def reply(request: dict[str, Any]) -> tuple[int, str]:
         hostile = HOSTILE[int(text_of(request).split()[1])].replace("MARK", str(mark))
         return 200, f"\\boxed{{{hostile}}}"
 
     with serve(Stub(MODEL, reply)) as stub:
-        path = spec(tmp_path, stub.endpoint, [("TestOpen", table(tmp_path / "a.tsv", rows), "open")], runs=1)
-        done = evaluate(eval_python, path, timeout=120)
+        tsv = table(tmp_path / "a.tsv", rows)
+        both = [
+            ("TestOpen", tsv, "open"),
+            ("TestVision", tsv, "mathvision"),
+        ]  # the stock scoring of the latter runs eval
+        done = evaluate(eval_python, spec(tmp_path, stub.endpoint, both, runs=1))
     assert done.returncode == 0, done.stderr[-2000:]
-    assert [r["correct"] for r in results(tmp_path)] == [False] * len(HOSTILE)
+    assert [r["correct"] for r in results(tmp_path)] == [False] * 2 * len(HOSTILE)
     assert not mark.exists()
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from synergy.data import checks, levels, mixture, records, rounds, writers
+from synergy.data import checks, levels, mixture, records, rounds, tagged, writers
 from synergy.data.records import Record
 from synergy.driver import handoff
 from synergy.errors import UserError
@@ -57,26 +57,40 @@ def train(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
 
 def benchmarks(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """One TSV per benchmark and ``benchmarks.json`` that lists them."""
-    source, listed, figures = _source(spec, out / "lab"), [], {}
-    file = Path(spec["base"]) / LEVELS
-    tagged = json.loads(file.read_text()) if spec["source"] == "lab" and file.exists() else {}
+    listed, figures = [], {}
+    by_records = any("records" in bench for bench in spec["benchmarks"])
+    source = _source(spec, out / "lab") if by_records else None
     for bench in spec["benchmarks"]:
-        found = [_levelled(record, tagged) for record in records.read(source / bench["records"])]
-        unknown = [record.id for record in found if record.level is None]
-        if unknown:
-            raise UserError(
-                f"benchmark {bench['name']}: {len(unknown)} questions have no difficulty level (first: {unknown[0]!r}); "
-                "add 'passes' (correct of 16 runs of the base model) or 'level' to its records"
-            )
-        checks.answers(found, str(source / bench["records"]))
-        checks.images(found, source, checks.grid(Path(spec["base"])))
-        writers.vlmevalkit(out / f"{bench['name']}.tsv", found, source)
-        listed.append({"name": bench["name"], "tsv": f"{bench['name']}.tsv", "kind": bench["kind"]})
-        figures[bench["name"]] = records.by_level(found)
-        print(f"{bench['name']}: {len(found)} questions, by level {list(figures[bench['name']].values())}")
+        file = out / f"{bench['name']}.tsv"
+        if source is not None and "records" in bench:
+            told = _from_records(spec, bench, source, file)
+        else:
+            columns = {name: bench[name] for name in ("name", "kind", "split", "level", "passrate", "question")}
+            told = tagged.write(tagged.Source(folder=Path(spec["tagged"][bench["name"]]), **columns), file)
+        listed.append({"name": bench["name"], "tsv": file.name, "kind": bench["kind"]})
+        figures[bench["name"]] = told
+        levels_told = [told[f"level_{n}"] for n in range(1, 6)]
+        print(f"{bench['name']}: {sum(levels_told)} questions, by level {levels_told}")
     (out / "benchmarks.json").write_text(json.dumps(listed, indent=1) + "\n")
     shutil.rmtree(out / "lab", ignore_errors=True)
     return figures
+
+
+def _from_records(spec: Mapping[str, Any], bench: Mapping[str, str], source: Path, path: Path) -> dict[str, int]:
+    """The table of a benchmark of records; returns questions per level."""
+    file = Path(spec["base"]) / LEVELS
+    known = json.loads(file.read_text()) if spec["source"] == "lab" and file.exists() else {}
+    found = [_levelled(record, known) for record in records.read(source / bench["records"])]
+    unknown = [record.id for record in found if record.level is None]
+    if unknown:
+        raise UserError(
+            f"benchmark {bench['name']}: {len(unknown)} questions have no difficulty level (first: {unknown[0]!r}); "
+            "add 'passes' (correct of 16 runs of the base model) or 'level' to its records"
+        )
+    checks.answers(found, str(source / bench["records"]))
+    checks.images(found, source, checks.grid(Path(spec["base"])))
+    writers.vlmevalkit(path, found, source)
+    return records.by_level(found)
 
 
 def _levelled(record: Record, tagged: Mapping[str, int]) -> Record:

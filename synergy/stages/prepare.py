@@ -61,6 +61,9 @@ def command(job: Job) -> Command:
         "inputs_source": str(job.inputs.get("source", "")),
         "carry": str(job.inputs["carry"] / "left.json") if "carry" in job.inputs else "",
         "responses": str(job.inputs["responses"] / "responses.jsonl") if "responses" in job.inputs else "",
+        "tagged": {
+            role.removeprefix("tagged_"): str(place) for role, place in job.inputs.items() if role.startswith("tagged_")
+        },
         "passes": [str(job.inputs[role] / "passes.jsonl") for role in passes],
         "out": str(job.work / "out"),
     }

@@ -10,9 +10,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from synergy.config import Config
-from synergy.driver import externals
 from synergy.errors import UserError
 from synergy.stages import Stage
+from synergy.strategies import blocks
 
 STRATEGIES = (
     "base", "sft", "rl", "two_stage", "progressive", "interleaved", "data_mixing", "model_merging", "tag", "checkpoints",
@@ -27,7 +27,13 @@ def stages(cfg: Config) -> list[Stage]:
         raise UserError(f"recipe.strategy={name!r} is unknown; one of: {', '.join(STRATEGIES)}")
     module = importlib.import_module(f"synergy.strategies.{name}")
     planned: list[Stage] = module.stages(cfg, _knobs(module.Knobs, knobs, name))
-    _check_order(planned, {"base", "source", *externals.models(cfg)})
+    outside = {
+        blocks.BASE,
+        blocks.SOURCE,
+        *blocks.given_models(cfg),
+        *map(blocks.tagged_input, cfg.evaluate.benchmarks),
+    }
+    _check_order(planned, outside)
     return planned
 
 
@@ -38,9 +44,9 @@ def _knobs(schema: type, given: Mapping[str, Any], name: str) -> Any:
         raise UserError(f"recipe ({name}): {str(error).splitlines()[0]}") from error
 
 
-def _check_order(planned: list[Stage], given: set[str]) -> None:
-    """Every stage has its own name and builds only on earlier stages or external inputs (``given``)."""
-    seen = set(given)
+def _check_order(planned: list[Stage], outside: set[str]) -> None:
+    """Every stage has its own name and builds only on earlier stages or external inputs (``outside``)."""
+    seen = set(outside)
     for stage in planned:
         late = set(stage.inputs.values()) - seen
         if late or stage.name in seen:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from synergy.config import Config
+from synergy.config import Benchmark, Config
+from synergy.data.layouts import LAYOUTS
 from synergy.errors import UserError
 from synergy.stages import Stage, rl_critic, schedule
 
@@ -15,6 +16,15 @@ BASE = "base"
 """Name of the external input that is the base model."""
 SOURCE = "source"
 """Name of the external input that is the data source, if it is a folder."""
+
+
+CHECKPOINTS = "checkpoints"
+"""The strategy that evaluates given models and trains none."""
+
+
+def given_models(cfg: Config) -> Mapping[str, Mapping[str, Any]]:
+    """Models that are evaluated without having been trained here: name -> path, revision (recipes/recipe/checkpoints)."""
+    return dict(cfg.recipe.get("models") or {}) if cfg.recipe.get("strategy") == CHECKPOINTS else {}
 
 
 def _source(cfg: Config) -> dict[str, str]:
@@ -39,15 +49,35 @@ def train_data(cfg: Config) -> Stage:
 
 
 def benchmarks(cfg: Config) -> Stage:
-    """VLMEvalKit's TSV files, with the difficulty level of every question."""
-    settings = {
-        "part": "benchmarks",
-        "source": cfg.data.source,
-        "benchmarks": [{"name": b.name, "records": b.records, "kind": b.kind} for b in cfg.evaluate.benchmarks],
-        "sizes": dict(cfg.data.sizes),
-        "seed": cfg.data.seed,
-    }
-    return Stage("benchmarks", "prepare", settings, {"base": BASE, **_source(cfg)}, "benchmarks with difficulty levels")
+    """VLMEvalKit's TSV files, with the difficulty level of every question. Raises UserError for a benchmark that is neither
+    records nor tagged, or named like another."""
+    names = [bench.name for bench in cfg.evaluate.benchmarks]
+    if len(set(names)) != len(names):
+        raise UserError(f"evaluate.benchmarks: two have the same name: {', '.join(names)}")
+    settings: dict[str, Any] = {"part": "benchmarks", "benchmarks": [_benchmark(b) for b in cfg.evaluate.benchmarks]}
+    inputs = {"base": BASE, **{f"tagged_{b.name}": tagged_input(b) for b in cfg.evaluate.benchmarks if b.tagged}}
+    if not all(b.tagged for b in cfg.evaluate.benchmarks):
+        settings |= {"source": cfg.data.source, "sizes": dict(cfg.data.sizes), "seed": cfg.data.seed}
+        inputs |= _source(cfg)
+    return Stage("benchmarks", "prepare", settings, inputs, "benchmarks with difficulty levels")
+
+
+def tagged_input(bench: Benchmark) -> str:
+    """Name of the external input that is a tagged benchmark."""
+    return f"tagged-{bench.name}"
+
+
+def _benchmark(bench: Benchmark) -> dict[str, Any]:
+    """What a benchmark's table is made from; of a tagged one, what the data set is enters by its digest."""
+    if bool(bench.records) == bool(bench.tagged):
+        raise UserError(
+            f"benchmark {bench.name}: give one of records and tagged; it has {bench.records}, {bench.tagged}"
+        )
+    if bench.records:
+        return {"name": bench.name, "records": bench.records, "kind": bench.kind}
+    if bench.kind not in LAYOUTS:
+        raise UserError(f"benchmark {bench.name}: a tagged one is of kind {', '.join(LAYOUTS)}, not {bench.kind!r}")
+    return {name: getattr(bench, name) for name in ("name", "kind", "split", "level", "passrate", "question")}
 
 
 def round_data(
@@ -225,6 +255,7 @@ def evaluate(cfg: Config, model: str, instructed: bool = True) -> Stage:
         "port": ev.port,
         "startup_timeout": ev.startup_timeout,
         "env": dict(ev.env),
+        **({"judge": asdict(ev.judge)} if ev.judge.endpoint else {}),
     }
     note = f"accuracy and length of {model}, {ev.runs} runs"
     return Stage(f"eval-{model}", "evaluate", settings, {"model": model, "benchmarks": "benchmarks"}, note)
