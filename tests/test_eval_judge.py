@@ -20,7 +20,7 @@ def state(tmp: Path, endpoint: str, **changes: Any) -> session.Session:
     keys = {"endpoint": endpoint, "model": "j", "key_env": None, "workers": 4, "timeout": 10.0, "retries": 1, **changes}
     spec = Spec(
         model_name="m",
-        endpoint="http://127.0.0.1:9/v1",
+        endpoints=(),
         benchmarks=(Benchmark("T", tmp / "t.tsv", "mmstar"),),
         runs=2,
         sampling={},

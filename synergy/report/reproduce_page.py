@@ -12,7 +12,20 @@ from typing import Any
 
 from synergy.driver import identity
 from synergy.driver.plan import Plan
-from synergy.report import beside, build, dynamics, form, latex, pages, reproduce, results, survey, tables, words
+from synergy.report import (
+    beside,
+    build,
+    dynamics,
+    explorer,
+    form,
+    latex,
+    pages,
+    reproduce,
+    results,
+    survey,
+    tables,
+    words,
+)
 from synergy.report.measure import AVERAGE
 from synergy.report.reproduce import Cell, Entry, Made
 from synergy.report.specs import OTHERS, SPECS, UNITS, Spec
@@ -170,6 +183,13 @@ def content(names: Sequence[str], told: Sequence[Part], found: Sequence[Entry]) 
         "created": pages.date(pages.now()),
         "cost": build.cost(whole),
         "headline": headline(told),
+        "explorer": explorer.data(
+            [row for one in found for row in one.strategy.rows],
+            [gain for one in found for gain in one.strategy.gains],
+            explorer.SEEDS,
+            {(one.name, *place): std for one in found for place, std in one.strategy.spread.items()},
+            {one.name: explorer.Look(one.recipe or one.name) for one in found},
+        ),
         "parts": [
             {
                 "name": part.spec.name,
