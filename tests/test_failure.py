@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_driver import Script, chain, run, stage, todo
+from test_driver import QUIET, Script, chain, run, stage, todo
 
 from synergy import stages
 from synergy.driver import execute, failure
+from synergy.driver.execute import Limits
 from synergy.errors import StageFailed, UserError
 
 ONCE = "if test -f $WORK/tried; then echo fine > $WORK/result; else touch $WORK/tried; echo '{}'; exit 1; fi"
@@ -59,7 +61,10 @@ def test_the_kernel_counts_its_kills() -> None:
 
 def test_what_passes_is_tried_again_and_told(tmp_path: Path) -> None:
     one = stage("one", ONCE.format("ncclRemoteError: peer lost"))
-    run(tmp_path, one, retries=1)
+    heard: list[str] = []
+    watch = replace(QUIET, note=lambda step, text: heard.append(text))
+    execute.run(todo(tmp_path, one), Limits(retries=1), watch)
+    assert [text.split(" Attempt ")[1] for text in heard] == ["2 follows in 0 s"] and "[machine]" in heard[0]
     folder = todo(tmp_path, one).steps[0].folder
     assert "ncclRemoteError" in (folder / "attempt-1/retried.txt").read_text()
     (line,) = (tmp_path / "ledger.jsonl").read_text().splitlines()

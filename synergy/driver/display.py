@@ -54,8 +54,11 @@ def _bars(count: int) -> Iterator[Watcher]:
         bars.update(task, completed=total, total=total, figure=word if word == "reused" else f"{word}, {seconds:.0f} s")
         bars.stop_task(task)
 
+    def note(step: Step, text: str) -> None:
+        bars.console.print(f"{step.stage.name}: {text}", markup=False)
+
     with bars:
-        yield Watcher(start, tick, done)
+        yield Watcher(start, tick, done, note)
 
 
 def _lines(count: int) -> Watcher:
@@ -80,4 +83,7 @@ def _lines(count: int) -> Watcher:
         how = f"reused, {step.why}" if word == "reused" else f"done in {seconds:.0f} s{word.removeprefix('done')}"
         say(f"{number[0]}/{count} {step.stage.name}: {how}")
 
-    return Watcher(start, tick, done)
+    def note(step: Step, text: str) -> None:
+        say(f"    {step.stage.name}: {text}")
+
+    return Watcher(start, tick, done, note)

@@ -50,11 +50,13 @@ class Passing(StageFailed):
 
 @dataclass(frozen=True)
 class Watcher:
-    """What the display wants to hear: a stage starts, moves on, and is done (with the word for how)."""
+    """What the display wants to hear: a stage starts, moves on, and is done (with the word for how); note: what else people
+    should know of it."""
 
     start: Callable[[Step], None]
     tick: Callable[[Step, Progress | None], None]
     done: Callable[[Step, str, float], None]
+    note: Callable[[Step, str], None] = lambda step, text: None
 
 
 def run(todo: Plan, limits: Limits, watch: Watcher, warm: Warm | None = None) -> list[Entry]:
@@ -121,7 +123,9 @@ def _run_step(
             if retry == limits.retries:
                 raise
             (job.attempt / "retried.txt").write_text(f"{error}\n")
-            time.sleep(BACK_OFF_SECONDS * 2**retry)
+            wait = BACK_OFF_SECONDS * 2**retry
+            watch.note(step, f"{str(error).splitlines()[0]} Attempt {attempt + 1} follows in {wait:.0f} s")
+            time.sleep(wait)
     aside = step.folder / ".publishing"
     shutil.rmtree(aside, ignore_errors=True)
     try:

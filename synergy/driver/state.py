@@ -95,7 +95,7 @@ def recording(todo: Plan, watch: Watcher) -> Iterator[Watcher]:
     leaves the file to the one that works there. An error from within is written down before it goes on."""
     recorder = _Recorder(todo, watch)
     try:
-        yield Watcher(recorder.start, recorder.tick, recorder.done)
+        yield Watcher(recorder.start, recorder.tick, recorder.done, watch.note)
     except BaseException as error:
         reason = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
         recorder.end(reason)
