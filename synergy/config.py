@@ -44,6 +44,9 @@ class Benchmark:
     """Column with the share, or count of 16, of the right runs that made the level; null: there is none."""
     question: str | None = None
     """Column that is asked; null: as synergy/data/layouts.py says."""
+    levels: str | None = None
+    """A file that ``synergy tag recipe.questions=benchmarks`` wrote, id -> passes of 16 runs: your own base model's levels in
+    place of those that the data bring. Null: theirs."""
 
 
 @dataclass

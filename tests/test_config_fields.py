@@ -97,6 +97,7 @@ ELSEWHERE = {
     "frameworks.vllm": "as above",
     "frameworks.vlmevalkit": "as above",
     "run.dir": "where, not what",
+    "evaluate.benchmarks.levels": "counts by the content of the file; tests/test_levels.py",
     **{
         f"evaluate.benchmarks.{name}": "of a tagged benchmark; tests/test_tagged.py"
         for name in ("tagged", "revision", "split", "level", "passrate", "question")

@@ -1,7 +1,7 @@
 """Program of the ``prepare`` stage: ``python -m synergy.data.prepare SPEC.json`` writes one part of the data below ``out``.
 
 Parts: ``train`` (records, LLaMA-Factory files), ``benchmarks`` (VLMEvalKit TSVs), ``round`` (rounds.py), ``mixture``
-(mixture.py), ``levels`` (levels.py). Exits with code 2 and one line for a mistake in the data.
+(mixture.py), ``levels`` and ``benchmark_levels`` (levels.py). Exits with code 2 and one line for a mistake in the data.
 """
 
 from __future__ import annotations
@@ -62,11 +62,14 @@ def benchmarks(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
     source = _source(spec, out / "lab") if by_records else None
     for bench in spec["benchmarks"]:
         file = out / f"{bench['name']}.tsv"
+        given = levels.read(Path(spec["levels"][bench["name"]])) if bench.get("levels") == "given" else None
         if source is not None and "records" in bench:
-            told = _from_records(spec, bench, source, file)
+            told = _from_records(spec, bench, source, file, given)
         else:
             columns = {name: bench[name] for name in ("name", "kind", "split", "level", "passrate", "question")}
-            told = tagged.write(tagged.Source(folder=Path(spec["tagged"][bench["name"]]), **columns), file)
+            counts = {} if bench.get("levels") == "none" else given
+            place = Path(spec["tagged"][bench["name"]])
+            told = tagged.write(tagged.Source(folder=place, counts=counts, **columns), file)
         listed.append({"name": bench["name"], "tsv": file.name, "kind": bench["kind"]})
         figures[bench["name"]] = told
         levels_told = [told[f"level_{n}"] for n in range(1, 6)]
@@ -76,16 +79,26 @@ def benchmarks(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
     return figures
 
 
-def _from_records(spec: Mapping[str, Any], bench: Mapping[str, str], source: Path, path: Path) -> dict[str, int]:
-    """The table of a benchmark of records; returns questions per level."""
-    file = Path(spec["base"]) / LEVELS
-    known = json.loads(file.read_text()) if spec["source"] == "lab" and file.exists() else {}
-    found = [_levelled(record, known) for record in records.read(source / bench["records"])]
+def _from_records(
+    spec: Mapping[str, Any], bench: Mapping[str, str], source: Path, path: Path, given: Mapping[str, int] | None
+) -> dict[str, int]:
+    """The table of a benchmark of records; returns questions per level. given: passes in place of those that the data tell."""
+    found = records.read(source / bench["records"])
+    if bench.get("levels") == "none":
+        found = [replace(record, level=None, passes=None) for record in found]
+    elif given is not None:
+        levels.require(given, [record.id for record in found], bench["name"])
+        found = [_levelled(replace(record, level=None), given) for record in found]
+    else:
+        file = Path(spec["base"]) / LEVELS
+        known = json.loads(file.read_text()) if spec["source"] == "lab" and file.exists() else {}
+        found = [_levelled(record, known) for record in found]
     unknown = [record.id for record in found if record.level is None]
-    if unknown:
+    if unknown and bench.get("levels") != "none":
         raise UserError(
             f"benchmark {bench['name']}: {len(unknown)} questions have no difficulty level (first: {unknown[0]!r}); "
-            "add 'passes' (correct of 16 runs of the base model) or 'level' to its records"
+            "add 'passes' (correct of 16 runs of the base model) or 'level' to its records, or let synergy tag "
+            "recipe.questions=benchmarks find them"
         )
     checks.answers(found, str(source / bench["records"]))
     checks.images(found, source, checks.grid(Path(spec["base"])))
@@ -128,6 +141,7 @@ PARTS = {
     "round": rounds.build,
     "mixture": mixture.build,
     "levels": levels.build,
+    "benchmark_levels": levels.of_benchmarks,
 }
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from reward_fns import gold
-from synergy.data import layouts, records
+from synergy.data import layouts, levels, records
 from synergy.data.layouts import LAYOUTS, Layout, has_picture, plain
 from synergy.errors import UserError
 
@@ -28,7 +28,8 @@ _KEPT = {"1", "I", "I;16", "L", "LA", "P", "RGB", "RGBA"}
 @dataclass(frozen=True)
 class Source:
     """name: the benchmark's. folder: with parquet files. level, passrate, question: columns; passrate or question None: not
-    looked for, or as published."""
+    looked for, or as published. counts: id -> passes of 16 runs in place of both columns, {}: of no question; None: as the
+    columns say."""
 
     name: str
     folder: Path
@@ -37,6 +38,7 @@ class Source:
     level: str = ""
     passrate: str | None = None
     question: str | None = None
+    counts: Mapping[str, int] | None = None
 
     @property
     def layout(self) -> Layout:
@@ -58,7 +60,7 @@ def write(source: Source, path: Path) -> dict[str, Any]:
     """
     files = _files(source)
     columns = _columns(source, files)
-    tags = _tags(source, files)
+    tags = _tags(source, files) if source.counts is None else []
     ids: set[str] = set()
     seen: set[bytes] = set()
     odd: Counter[str] = Counter()
@@ -67,18 +69,20 @@ def write(source: Source, path: Path) -> dict[str, Any]:
         out = csv.DictWriter(stream, (*fixed, *source.layout.columns), delimiter="\t", lineterminator="\n")
         out.writeheader()
         for index, (where, row) in enumerate(_rows(source, files, columns)):
-            level, passes = tags[index]
             cells = _cells(source, where, row, seen)
             if cells["id"] in ids:
                 raise source.wrong(f"{where}: id {cells['id']!r} is used twice; ids are what results are compared by")
             ids.add(cells["id"])
+            if source.counts is not None:
+                tags.append(_given(source, cells["id"]))
+            level, passes = tags[index]
             if problem := _unjudgeable(source.kind, cells):
                 odd["unjudgeable"] += 1
                 print(f"{source.name}: question {cells['id']} {problem}; no response to it will count as right")
             out.writerow({**cells, "index": index, "difficulty_level": level, "passes": passes})
     odd["levels_unlike_passes"] = sum(passes is not None and records.level(passes) != level for level, passes in tags)
-    levels = Counter(level for level, _ in tags)
-    return {**{f"level_{n}": levels[n] for n in range(1, 6)}, **{name: n for name, n in odd.items() if n}}
+    by_level = Counter(level for level, _ in tags)
+    return {**{f"level_{n}": by_level[n] for n in range(1, 6)}, **{name: n for name, n in odd.items() if n}}
 
 
 def _files(source: Source) -> list[Path]:
@@ -103,8 +107,9 @@ def _columns(source: Source, files: Sequence[Path]) -> list[str]:
 
     layout = source.layout
     first, *more = layout.images
-    needed = {layout.id, source.text, "answer", first, *layout.needs, source.level}
-    needed |= {source.passrate} if source.passrate else set()
+    needed = {layout.id, source.text, "answer", first, *layout.needs}
+    if source.counts is None:
+        needed |= {source.level, *([source.passrate] if source.passrate else [])}
     for file in files:
         try:
             names = pq.read_schema(file).names
@@ -132,7 +137,7 @@ def _rows(source: Source, files: Sequence[Path], columns: list[str]) -> Iterator
                     number += 1
 
 
-def _tags(source: Source, files: Sequence[Path]) -> list[tuple[int, int | None]]:
+def _tags(source: Source, files: Sequence[Path]) -> list[tuple[int | None, int | None]]:
     """(level, passes or None) of every row. A pass rate is a share of the runs, or where any is above 1, a count of 16."""
     names = [source.level, *([source.passrate] if source.passrate else [])]
     found = list(_rows(source, files, names))
@@ -145,13 +150,22 @@ def _tags(source: Source, files: Sequence[Path]) -> list[tuple[int, int | None]]
         raise source.wrong(f"column {source.passrate} holds what is no pass rate: {error}") from error
     most = records.LEVEL_RUNS
     scale = 1 if any(number is not None and number > 1 for number in numbers) else most
-    tags = []
+    tags: list[tuple[int | None, int | None]] = []
     for (where, row), number in zip(found, numbers, strict=True):
         count = None if number is None else number * scale
         if count is not None and not (0 <= count <= most and abs(count - round(count)) < 0.05):
             raise source.wrong(f"{where}: {source.passrate} is {number}, neither a share nor a count of {most} runs")
         tags.append((_level(source, where, row[source.level]), None if count is None else round(count)))
     return tags
+
+
+def _given(source: Source, name: str) -> tuple[int | None, int | None]:
+    """(level, passes) of a question from the counts."""
+    if not source.counts:
+        return None, None
+    levels.require(source.counts, [name], source.name)
+    passes = source.counts[name]
+    return records.level(passes), passes
 
 
 def _level(source: Source, where: str, value: Any) -> int:

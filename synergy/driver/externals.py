@@ -47,7 +47,19 @@ def resolve(
         name = blocks.tagged_input(bench)
         if bench.tagged and (wanted is None or name in wanted):
             found[name] = _tagged(bench, bench.tagged, cache, fetch)
+        if bench.levels and (wanted is None or blocks.levels_input(bench) in wanted):
+            found[blocks.levels_input(bench)] = _levels(bench, bench.levels, cache)
     return found
+
+
+def _levels(bench: Benchmark, name: str, cache: Path | None) -> External:
+    file = Path(name).expanduser()
+    if not file.is_file():
+        raise UserError(
+            f"benchmark {bench.name}: levels={name}: no such file; synergy tag recipe.questions=benchmarks writes one, or set "
+            "it to null"
+        )
+    return External(file.resolve(), identity.digest(file, cache))
 
 
 def _check_lab(cfg: Config) -> None:

@@ -48,8 +48,8 @@ class Model:
 
 
 def evaluates(todo: Plan) -> bool:
-    """Whether there is anything to report."""
-    return any(step.stage.kind == "evaluate" for step in todo.steps)
+    """Whether there is anything to report: it ends with an evaluation. ``tag`` has one in its middle, to find levels by."""
+    return todo.steps[-1].stage.kind == "evaluate"
 
 
 def require_finished(todo: Plan, command: str) -> None:

@@ -64,6 +64,10 @@ def command(job: Job) -> Command:
         "tagged": {
             role.removeprefix("tagged_"): str(place) for role, place in job.inputs.items() if role.startswith("tagged_")
         },
+        "levels": {
+            role.removeprefix("levels_"): str(place) for role, place in job.inputs.items() if role.startswith("levels_")
+        },
+        "answers": str(job.inputs["answers"] / "results.jsonl") if "answers" in job.inputs else "",
         "passes": [str(job.inputs[role] / "passes.jsonl") for role in passes],
         "out": str(job.work / "out"),
     }

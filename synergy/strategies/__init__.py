@@ -32,6 +32,7 @@ def stages(cfg: Config) -> list[Stage]:
         blocks.SOURCE,
         *blocks.given_models(cfg),
         *map(blocks.tagged_input, cfg.evaluate.benchmarks),
+        *map(blocks.levels_input, cfg.evaluate.benchmarks),
     }
     _check_order(planned, outside)
     return planned

@@ -48,14 +48,17 @@ def train_data(cfg: Config) -> Stage:
     return Stage("data", "prepare", settings, {"base": BASE, **_source(cfg)}, "questions and long traces, checked")
 
 
-def benchmarks(cfg: Config) -> Stage:
-    """VLMEvalKit's TSV files, with the difficulty level of every question. Raises UserError for a benchmark that is neither
-    records nor tagged, or named like another."""
+def benchmarks(cfg: Config, levelled: bool = True) -> Stage:
+    """VLMEvalKit's TSV files, with the difficulty level of every question unless they are still to be found (``levelled``).
+    Raises UserError for a benchmark that is neither records nor tagged, or named like another."""
     names = [bench.name for bench in cfg.evaluate.benchmarks]
     if len(set(names)) != len(names):
         raise UserError(f"evaluate.benchmarks: two have the same name: {', '.join(names)}")
-    settings: dict[str, Any] = {"part": "benchmarks", "benchmarks": [_benchmark(b) for b in cfg.evaluate.benchmarks]}
+    listed = [_benchmark(b, levelled) for b in cfg.evaluate.benchmarks]
+    settings: dict[str, Any] = {"part": "benchmarks", "benchmarks": listed}
     inputs = {"base": BASE, **{f"tagged_{b.name}": tagged_input(b) for b in cfg.evaluate.benchmarks if b.tagged}}
+    if levelled:
+        inputs |= {f"levels_{b.name}": levels_input(b) for b in cfg.evaluate.benchmarks if b.levels}
     if not all(b.tagged for b in cfg.evaluate.benchmarks):
         settings |= {"source": cfg.data.source, "sizes": dict(cfg.data.sizes), "seed": cfg.data.seed}
         inputs |= _source(cfg)
@@ -67,17 +70,25 @@ def tagged_input(bench: Benchmark) -> str:
     return f"tagged-{bench.name}"
 
 
-def _benchmark(bench: Benchmark) -> dict[str, Any]:
-    """What a benchmark's table is made from; of a tagged one, what the data set is enters by its digest."""
+def levels_input(bench: Benchmark) -> str:
+    """Name of the external input that is the file with a benchmark's levels."""
+    return f"levels-{bench.name}"
+
+
+def _benchmark(bench: Benchmark, levelled: bool) -> dict[str, Any]:
+    """What a benchmark's table is made from; a tagged data set and a file of levels enter by their digests. levels: none,
+    given (a file), or left out: as the data say."""
+    levels = {"levels": "given"} if bench.levels and levelled else {} if levelled else {"levels": "none"}
     if bool(bench.records) == bool(bench.tagged):
         raise UserError(
             f"benchmark {bench.name}: give one of records and tagged; it has {bench.records}, {bench.tagged}"
         )
     if bench.records:
-        return {"name": bench.name, "records": bench.records, "kind": bench.kind}
+        return {"name": bench.name, "records": bench.records, "kind": bench.kind, **levels}
     if bench.kind not in LAYOUTS:
         raise UserError(f"benchmark {bench.name}: a tagged one is of kind {', '.join(LAYOUTS)}, not {bench.kind!r}")
-    return {name: getattr(bench, name) for name in ("name", "kind", "split", "level", "passrate", "question")}
+    columns = {name: getattr(bench, name) for name in ("name", "kind", "split", "level", "passrate", "question")}
+    return {**columns, **levels}
 
 
 def round_data(
@@ -161,6 +172,12 @@ def levels(name: str, data: str, passes: str, note: str) -> Stage:
     return Stage(name, "prepare", {"part": "levels"}, {"base": BASE, "data": data, "passes_0": passes}, note)
 
 
+def benchmark_levels(name: str, answers: str, note: str) -> Stage:
+    """A file per benchmark, id -> passes, from an evaluation of 16 runs."""
+    inputs = {"base": BASE, "answers": answers, "benchmarks": "benchmarks"}
+    return Stage(name, "prepare", {"part": "benchmark_levels"}, inputs, note)
+
+
 def mixture(cfg: Config, name: str, data: str, responses: str, note: str) -> Stage:
     """SFT rows from the right responses of a sample stage, and the traces of zero-pass questions."""
     settings = {
@@ -242,12 +259,16 @@ def merge(cfg: Config, name: str, sft: str, rl: str, ratio: float, method: str, 
     return Stage(name, "merge", settings, {"base": BASE, "sft": sft, "rl": rl}, note)
 
 
-def evaluate(cfg: Config, model: str, instructed: bool = True) -> Stage:
-    """Accuracy and response length per level. The base model gets no instruction, as in the paper."""
+def evaluate(
+    cfg: Config, model: str, instructed: bool = True, runs: int | None = None, seed: int | None = None
+) -> Stage:
+    """Accuracy and response length per level. The base model gets no instruction, as in the paper. runs, seed: None: the
+    config's."""
     ev = cfg.evaluate
+    runs = ev.runs if runs is None else runs
     settings = {
-        "runs": ev.runs,
-        "sampling": asdict(ev.sampling),
+        "runs": runs,
+        "sampling": asdict(ev.sampling) | ({} if seed is None else {"seed": seed}),
         "instruction": cfg.data.instruction if instructed else None,
         "workers": ev.workers,
         "server": list(ev.server),
@@ -257,5 +278,5 @@ def evaluate(cfg: Config, model: str, instructed: bool = True) -> Stage:
         "env": dict(ev.env),
         **({"judge": asdict(ev.judge)} if ev.judge.endpoint else {}),
     }
-    note = f"accuracy and length of {model}, {ev.runs} runs"
+    note = f"accuracy and length of {model}, {runs} runs"
     return Stage(f"eval-{model}", "evaluate", settings, {"model": model, "benchmarks": "benchmarks"}, note)
