@@ -46,7 +46,7 @@ class RuleScored:
                 keys = {str(row["index"]): str(row["prediction"]) for row in json.load(file)}
             responses = {index: state.response(key) for index, key in keys.items()}
             kind = next(bench.kind for bench in state.spec.benchmarks if bench.name == self.dataset_name)
-            verdicts = [_verdict(kind, q, responses) for q in state.questions[self.dataset_name]]
+            verdicts = [verdict(kind, q, responses) for q in state.questions[self.dataset_name]]
         except Exception as err:
             state.fail(f"benchmark {self.dataset_name}: cannot score {eval_file}: {type(err).__name__} {err}")
             raise
@@ -55,17 +55,17 @@ class RuleScored:
         return accuracies(verdicts)
 
 
-def _verdict(kind: str, question: Question, responses: Mapping[str, str]) -> dict[str, Any]:
+def verdict(kind: str, question: Question, responses: Mapping[str, str]) -> dict[str, Any]:
     if question.index not in responses:
         raise KeyError(f"no prediction for question {question.index}")
-    verdict = rules.verdict(kind, question.text, responses[question.index])
+    found = rules.verdict(kind, question.text, responses[question.index])
     return {
         "id": question.id,
         "index": question.index,
         "level": question.level,
-        "correct": bool(verdict.correct),
-        "answer": verdict.answer,
-        "rule": verdict.rule,
+        "correct": bool(found.correct),
+        "answer": found.answer,
+        "rule": found.rule,
     }
 
 
