@@ -9,6 +9,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from contextlib import ExitStack
+from pathlib import Path
 
 from synergy.errors import UserError
 
@@ -16,6 +17,17 @@ HOST = "127.0.0.1"
 """Servers listen on loopback only."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)  # loaded before any fork: `die_with_parent` runs between fork and exec
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Readers see the old text or the new one, never a half. Raises OSError, and then leaves nothing beside the file."""
+    aside = file.with_name(f".{file.name}-{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, file)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def die_with_parent() -> None:

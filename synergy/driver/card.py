@@ -6,7 +6,6 @@ It lies beside ``output/``, not in it: the output is the same bytes however and 
 from __future__ import annotations
 
 import functools
-import os
 import subprocess
 from datetime import UTC, datetime
 from importlib import metadata
@@ -14,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from synergy import paths
+from synergy import machine, paths
 from synergy.driver.ledger import Entry
 from synergy.driver.plan import Step
 
@@ -25,9 +24,7 @@ MODELS = ("sft", "rl", "merge")
 
 def write(step: Step, entry: Entry, recipe: str) -> None:
     """Replaces the card of a stage; called before the ledger gets its line, so that every finished stage has one."""
-    aside = step.folder / f".{FILE}-{os.getpid()}"
-    aside.write_text(text(step, entry, recipe), encoding="utf-8")
-    os.replace(aside, step.folder / FILE)
+    machine.replace_text(step.folder / FILE, text(step, entry, recipe))
 
 
 def text(step: Step, entry: Entry, recipe: str) -> str:

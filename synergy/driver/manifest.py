@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from synergy import machine
 from synergy.driver import identity
 
 FILE = "manifest.json"
@@ -15,9 +15,7 @@ FILE = "manifest.json"
 def write(folder: Path) -> dict[str, str]:
     """Sums of the files in a stage's ``output``, read once, and written down."""
     found = identity.sums(folder / "output")
-    aside = folder / f".{FILE}-{os.getpid()}"
-    aside.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, folder / FILE)
+    machine.replace_text(folder / FILE, json.dumps(found, indent=1) + "\n")
     return found
 
 

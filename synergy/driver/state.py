@@ -11,13 +11,14 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from synergy import machine
 from synergy.driver.execute import Watcher
 from synergy.driver.plan import Plan, Step
 from synergy.stages import Progress
@@ -148,12 +149,8 @@ class _Recorder:
         """A full disk must not end a run because of a file that only tells about it."""
         self.written = time.time()
         told = asdict(replace(self.state, beat=self.written, stages=tuple(self.stages.values())))
-        aside = self.root / f".{FILE}-{os.getpid()}"
-        try:
-            aside.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-            os.replace(aside, self.root / FILE)
-        except OSError:
-            aside.unlink(missing_ok=True)
+        with suppress(OSError):
+            machine.replace_text(self.root / FILE, json.dumps(told, indent=1) + "\n")
 
 
 def _waiting(step: Step, root: Path) -> StageState:
