@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,11 @@ import pytest
 from test_cli import call
 from test_explorer import island
 from test_report import SETTINGS, Runs, page, row_of
-from test_sweep import Jobs, right
+from test_sweep import SIZES, Jobs, coarse, right  # noqa: F401, a fixture for all tests here
 
 from synergy import report
 from synergy.errors import UserError
-from synergy.report import build, compare, compare_page, stored, style, sweep_page
-
-SIZES = {"One": 4, "Two": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def coarse() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(style, "DPI", 50)
-        yield
+from synergy.report import build, compare, compare_page, stored, sweep_page
 
 
 def made(root: Path, recipe: str, hits: int, tokens: int, sizes: dict[str, int] = SIZES, runs: int = 2) -> Path:
