@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
 from reward_fns import checker_pool
@@ -21,7 +23,8 @@ from synergy.workers import sample
 
 ROOT = Path(__file__).resolve().parent.parent
 ANSWERS = ROOT / "benchmarks/answers"
-SECONDS = 10.0  # more is a hang, on a busy machine too; benchmarks/answer_fuzz.py holds the two seconds of a quiet one
+CPU_SECONDS = 2.0
+HANG_SECONDS = 10.0  # by the clock: a machine that does other work may need more than the processor's own time
 
 
 def load(name: str) -> list[dict[str, Any]]:
@@ -29,6 +32,16 @@ def load(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["pairs.jsonl", "held_out.jsonl"])
+def cpu_seconds() -> float:
+    """Processor time of this process and all below it, ended ones included."""
+    me = psutil.Process()
+    spent = 0.0
+    for process in [me, *me.children(recursive=True)]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            spent += sum(process.cpu_times()[:4])
+    return spent
+
+
 def test_agrees_with_hand_made_labels(name: str) -> None:
     pairs = load(name)
     wrong = [p for p in pairs if judge(p["response"], p["gold"], p.get("choices")).correct is not p["correct"]]
@@ -42,11 +55,14 @@ def test_hostile_responses_are_wrong_cheap_and_harmless(tmp_path: Path, monkeypa
     checker_pool.warm()
     hostile = load("hostile.jsonl")
     assert len(hostile) >= 300
+    spent = cpu_seconds()
     for row in hostile:
         response = "".join(text * times for text, times in row["parts"])
-        start = time.monotonic()
+        start, before = time.monotonic(), spent
         assert not judge(response, row["gold"]).correct, row["id"]
-        assert time.monotonic() - start < SECONDS, row["id"]
+        assert time.monotonic() - start < HANG_SECONDS, row["id"]
+        spent = cpu_seconds()
+        assert spent - before < CPU_SECONDS, row["id"]
     assert not list(tmp_path.iterdir())
 
 
