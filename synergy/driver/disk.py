@@ -30,8 +30,16 @@ def of_step(step: Step, model: int) -> int:
         every = step.stage.settings.get("choose") == "best"  # a checkpoint per epoch
         kept = math.ceil(step.stage.settings["config"]["num_train_epochs"]) if every else KEPT_CHECKPOINTS
         critic = step.stage.kind == "rl" and rl_critic.wanted(step.stage.settings["verl"])
-        return model * (1 + kept * (OPTIMIZER_FACTOR + CRITIC_FACTOR * critic))
+        return model * (1 + kept * (OPTIMIZER_FACTOR * _resumable(step) + CRITIC_FACTOR * critic or 1))
     return 2 * model if step.stage.kind == "merge" else DATA_BYTES
+
+
+def _resumable(step: Step) -> bool:
+    """Whether the stage's checkpoints hold the optimizer."""
+    if step.stage.kind == "sft":
+        return not step.stage.settings["config"].get("save_only_model")
+    actor = step.stage.settings["verl"].get("actor_rollout_ref", {}).get("actor", {})
+    return "optimizer" in actor.get("checkpoint", {}).get("save_contents", ["optimizer"])
 
 
 def needed(steps: Sequence[Step]) -> int:

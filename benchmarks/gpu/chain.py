@@ -1,0 +1,81 @@
+"""The chain of recipe=interleaved at 3B on one GPU, random weights: SFT, RL, SFT, RL, evaluation, checkpoints handed on.
+
+    python benchmarks/gpu/chain.py WORK RANKS [size=3b] [plan] [override ...]     # again: it continues
+
+Makes the model (random_model.py) and 96 questions with one image of 448 × 448 pixels in WORK, runs `synergy run` there, and prints
+for each stage its time and what the framework told of its speed. Random weights answer nothing right, so reward_by_chance.py
+judges. Whole optimizer states (37 GB) are not saved: a stage that is cut off begins anew, all before it are reused.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from synergy.lab import INSTRUCTION, digits
+
+HERE = Path(__file__).resolve().parent
+SIDE = 448
+QUESTIONS = {"train": 96, "val": 8, "bench_open": 48}
+ONE_GPU = (
+    "run.dir={work}/runs", "model.path={work}/model", "data.source={work}/data", "data.instruction='{instruction}'",
+    "reward.path={here}/reward_by_chance.py", "recipe.rounds=2", "budget.rl_epochs=1",
+    "evaluate.benchmarks=[{{name: Digits, records: bench_open.jsonl, kind: open}}]", "evaluate.runs=1",
+    "lengths.rl=512", "lengths.rl_after_sft=512", "evaluate.sampling.max_tokens=512",
+    "sample.sampling.max_tokens=512", "sample.engine.max_model_len=4096",
+    # One GPU of 80 GB: weights, gradients and optimizer of SFT fit; in RL the policy makes room for the rollouts.
+    "sft.config.fsdp=null", "sft.config.fsdp_config=null", "sft.batch=8", "+sft.config.save_only_model=true",
+    "rl.verl.trainer.n_gpus_per_node=1", "rl.verl.data.train_batch_size=32",
+    "rl.verl.actor_rollout_ref.actor.ppo_mini_batch_size=32",
+    "+rl.verl.actor_rollout_ref.actor.fsdp_config.param_offload=true",
+    "+rl.verl.actor_rollout_ref.actor.fsdp_config.optimizer_offload=true",
+    "rl.verl.actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]",
+    "rl.verl.actor_rollout_ref.actor.checkpoint.load_contents=[model]",
+)  # fmt: skip
+
+
+def make_data(out: Path) -> None:
+    """The lab's questions and traces, their pictures enlarged to 448 × 448."""
+    (out / "images").mkdir(parents=True)
+    for split, count in QUESTIONS.items():
+        made = list(digits.questions(split, count))
+        for record in made:
+            digits.picture(record.cells).resize((SIDE, SIDE)).save(out / record.images[0])
+        rows = [{**record.row(), "level": 1 + i % 5} for i, record in enumerate(made)]  # of no meaning here
+        (out / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def summary(root: Path) -> None:
+    """A line per finished stage."""
+    for line in (root / "ledger.jsonl").read_text().splitlines():
+        entry = json.loads(line)
+        facts = {k: v for k, v in entry["figures"].items() if isinstance(v, (int, float, str))}
+        print(f"{entry['name']:10} {entry['kind']:9} {entry['seconds']:7.1f} s  {json.dumps(facts)[:400]}")
+
+
+def main() -> int:
+    work, ranks = Path(sys.argv[1]).absolute(), sys.argv[2]
+    size = next((word.partition("=")[2] for word in sys.argv[3:] if word.startswith("size=")), "3b")
+    given = [word for word in sys.argv[3:] if word != "plan" and not word.startswith("size=")]
+    verb = "plan" if "plan" in sys.argv[3:] else "run"
+    for half in (work / "model.part", work / "data.part"):
+        shutil.rmtree(half, ignore_errors=True)
+    if not (work / "model").exists():
+        subprocess.run([sys.executable, str(HERE / "random_model.py"), str(work / "model.part"), size, ranks], check=True)
+        (work / "model.part").rename(work / "model")
+    if not (work / "data").exists():
+        make_data(work / "data.part")
+        (work / "data.part").rename(work / "data")
+    words = [text.format(work=work, here=HERE, instruction=INSTRUCTION.replace("\\", "\\\\")) for text in ONE_GPU]
+    command = [sys.executable, "-m", f"synergy.{verb}", "recipe=interleaved", "scale=qwen2_5_vl_3b", *words, *given]
+    code = subprocess.run(command, check=False).returncode
+    if (work / "runs/ledger.jsonl").exists():
+        summary(work / "runs")
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
