@@ -29,8 +29,10 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """
     data, file = Path(spec["data"]) / "records", Path(spec["responses"])
     asked = records.read(data / "train.jsonl")
-    usable, refused = rows.of_responses(asked, file, _problem(spec, data))
-    kept = selection.apply(select.parse(spec["select"], "recipe.select"), usable, out, refused)
+    steps = select.parse(spec["select"], "recipe.select")
+    traces = any(isinstance(step, select.Keep) and step.zero_pass == "trace" for step in steps)
+    usable, refused = rows.of_responses(asked, file, _problem(spec, data), traces)
+    kept = selection.apply(steps, usable, out, refused)
     if not kept:
         raise UserError(f"no response can be trained on: {dict(Counter(why for _, why in refused))}")
     by_id = {record.id: record for record in asked}

@@ -14,7 +14,7 @@ from synergy.data.rows import TRACES
 
 def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Writes sft/ from ``responses`` (responses.jsonl of a sample stage), question by question in the order of the records,
-    and what ``select`` kept and why. Text that can't be trained on is left out.
+    and what ``select`` kept and why. Text that a chat template would misread is left out.
 
     Raises UserError for a zero-pass question without a trace, and for a row longer than ``cutoff_len``.
     """
@@ -22,7 +22,7 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
     found = {record.id: record for record in records.read(data / "train.jsonl")}
     words = checks.tokenizer(Path(spec["base"]))
     special = rows.special_tokens(words)
-    usable, refused = rows.of_responses(list(found.values()), file, lambda _, text, __: rows.unusable(text, special))
+    usable, refused = rows.of_responses(list(found.values()), file, lambda _, text, __: rows.misread(text, special))
     kept = selection.apply(select.parse(spec.get("select", select.DATA_MIXING), "recipe.select"), usable, out, refused)
     with file.open("rb") as responses:
         train = [(found[r.id], rows.text(r, found[r.id], responses), spec["instruction"]) for r in kept]

@@ -59,19 +59,27 @@ def known(row: Row, value: int | None) -> int:
     return value
 
 
+def misread(text: str, special: Collection[str] = ()) -> str | None:
+    """What in a text a framework's reader or a chat template would take for something else than text; None if nothing.
+    special: the tokenizer's own special tokens."""
+    if found := MEDIA.search(text):
+        return f"media placeholder {found[0]}"
+    token = TOKEN.search(text)
+    if name := token[0] if token else next((name for name in special if name in text), None):
+        return f"special token {name}"
+    return None
+
+
 def unusable(text: str, special: Collection[str] = ()) -> str | None:
-    """Why a response can't be trained on as plain text; None if it can. special: the tokenizer's own special tokens."""
+    """Why a response should not be trained on; None if it can be: ``misread``, or no clean text of one turn."""
     if not text.strip():
         return "empty"
     if "\ufffd" in text:
         return "broken characters"
     if found := CONTROL.search(text):
         return f"control character {found[0]!r}"
-    if found := MEDIA.search(text):
-        return f"media placeholder {found[0]}"
-    token = TOKEN.search(text)
-    if name := token[0] if token else next((name for name in special if name in text), None):
-        return f"special token {name}"
+    if why := misread(text, special):
+        return why
     if found := ROLE.search(text):
         return f"role marker {found[0].strip()!r}"
     return None
@@ -88,10 +96,13 @@ def of_records(found: Iterable[Record]) -> list[Row]:
 
 
 def of_responses(
-    found: Sequence[Record], file: Path, problem: Callable[[Record, str, str | None], str | None]
+    found: Sequence[Record],
+    file: Path,
+    problem: Callable[[Record, str, str | None], str | None],
+    traces: bool = True,
 ) -> tuple[list[Row], list[tuple[Row, str]]]:
     """(rows, refused rows with the reason) from responses.jsonl of a sample stage, question by question in the order of the
-    records: the responses in their order, then the trace. Questions that were not asked have no rows.
+    records: the responses in their order, then the trace if ``traces``. Questions that were not asked have no rows.
 
     problem: (record, text, finish reason or None) -> why a right response or a trace is unusable.
     """
@@ -118,7 +129,7 @@ def of_responses(
         for right, tokens, index, at, why in told:
             row = Row(record.id, RESPONSES, source, record.level, passes, len(told), right, tokens, index, at)
             refused.append((row, why)) if why else rows.append(row)
-        if record.trace:
+        if traces and record.trace:
             row = Row(record.id, TRACES, source, record.level, passes, len(told))
             why = problem(record, record.trace, None)
             refused.append((row, why)) if why else rows.append(row)

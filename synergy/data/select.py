@@ -118,7 +118,7 @@ class Keep:
             if not row.correct:
                 return "wrong answer"
             longer = self.keep == "shortest_correct" and row is not best[row.id]
-            return f"longer than response {best[row.id].index}, or as long" if longer else None
+            return "not the first of the shortest" if longer else None
 
         return _split(rows, problem)
 
