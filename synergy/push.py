@@ -23,7 +23,6 @@ from synergy.data import upload
 from synergy.driver import ledger, manifest
 from synergy.driver.externals import HUB_NAME
 from synergy.errors import UserError
-from synergy.report import form
 
 YES = "--yes"
 WORDS = ("repo", "private", "revision", "message")
@@ -76,7 +75,7 @@ def _data_set(folder: Path) -> Path:
 def action(request: Request) -> None:
     """Says what goes, and sends it if that is wanted."""
     found = upload.listing(request.folder)
-    told = f"{len(found.files)} files, {form.memory(found.size)}, of {request.folder}"
+    told = f"{len(found.files)} files, {found.size / 1e6:,.1f} MB, of {request.folder}"
     kinds = [f"{len(names)} {what}" for what, names in found.parts.items() if names]
     where = f"{upload.endpoint()}/datasets/{request.target.repo}, branch {request.target.revision}"
     print(f"{told}\n  {', '.join(kinds)}\n  to {where}, {'private' if request.target.private else 'public'}")

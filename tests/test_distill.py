@@ -201,7 +201,10 @@ def test_the_card_is_the_hubs_and_tells_counts_and_origin(tmp_path: Path) -> Non
             *("f" * 64, "sft", "teacher", "stages/sft-1/output", "", ""),
             identity={"inputs": {"data": "d" * 64}, "packages": {"llamafactory": "0.9.5"}},
         ),
-        Entry("0" * 64, "sample", "responses", "stages/sample-1/output", "", "", {"inputs": {"model": "f" * 64}}),
+        Entry(
+            *("0" * 64, "sample", "responses", "stages/sample-1/output", "", ""),
+            identity={"inputs": {"model": "f" * 64}, "own_reward": {"name": "mine", "source": "5" * 64}},
+        ),
     ]
     for entry in entries:
         ledger.append(tmp_path / "ledger.jsonl", entry)
@@ -210,6 +213,7 @@ def test_the_card_is_the_hubs_and_tells_counts_and_origin(tmp_path: Path) -> Non
     told = (out / "README.md").read_text()
     assert [entry.name for entry in datacard.provenance(Path(spec["responses"]))] == ["data", "teacher", "responses"]
     assert "f" * 64 in told and "llamafactory: 0.9.5" in told and "e" * 64 not in told and "commit" in told
+    assert "right answer by a reward function of its maker's (mine, SHA-256 555" in told
     assert "| 2 | 6 | 6 |" in told, "six questions with two right responses, all kept"
     assert "Not stated. Add `license:`" in told and "license" not in front(out)
     card = DatasetCard.load(out / "README.md")

@@ -78,7 +78,7 @@ def test_the_double_was_made_for_the_pinned_client() -> None:
 def test_a_dry_run_sends_nothing(hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pushed(str(data_set(tmp_path / "d")), "repo=ann/digits")
     told = capsys.readouterr().out
-    assert "7 files" in told and "1 card, 1 data files, 4 images, 1 reports" in told
+    assert "7 files, 0.0 MB" in told and "1 card, 1 data files, 4 images, 1 reports" in told
     assert f"{hub.url}/datasets/ann/digits, branch main, private" in told and "--yes does it" in told
     assert hub.seen == []
 

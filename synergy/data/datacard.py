@@ -97,8 +97,8 @@ def text(
     sections = [
         "# Self-distilled reasoning traces",
         f"{told['kept_rows']} rows of {told['kept_questions']} questions. A model answered {told['questions']} questions, "
-        f"{told['responses']} responses in all, of which {told['right_responses']} had a right answer by Synergy's answer "
-        "checker. What the steps below keep is the data set, made as Eureka-Distill was in "
+        f"{told['responses']} responses in all, of which {told['right_responses']} had a right answer by {_judge(made)}. "
+        "What the steps below keep is the data set, made as Eureka-Distill was in "
         "[The Synergy Dilemma of Long-CoT SFT and RL](https://arxiv.org/abs/2507.07562). It is model output: a right answer "
         "does not make the reasoning before it right.",
         "## Files\n\n"
@@ -144,6 +144,15 @@ def text(
     ]
     head = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
     return f"---\n{head}---\n" + "\n\n".join(sections) + "\n"
+
+
+def _judge(made: Sequence[Entry]) -> str:
+    own = next((entry.identity["own_reward"] for entry in made if "own_reward" in entry.identity), None)
+    return (
+        f"a reward function of its maker's ({own['name']}, SHA-256 {own['source']})"
+        if own
+        else "Synergy's answer checker"
+    )
 
 
 def _source(made: Sequence[Entry]) -> Any:

@@ -81,9 +81,7 @@ class Passes:
 
     def __call__(self, rows: Sequence[Row]) -> Outcome:
         least, most = self.passes
-        return _split(
-            rows, lambda r: None if least <= known(r, r.passes) <= most else f"{r.passes} of {r.runs} runs are right"
-        )
+        return _split(rows, lambda r: None if least <= known(r, r.passes) <= most else f"{r.passes} of {r.runs} right")
 
 
 @dataclass(frozen=True)
@@ -117,8 +115,7 @@ class Keep:
                 return None if wanted else "a trace, not a response"
             if not row.correct:
                 return "wrong answer"
-            longer = self.keep == "shortest_correct" and row is not best[row.id]
-            return "not the first of the shortest" if longer else None
+            return "not the shortest" if self.keep == "shortest_correct" and row is not best[row.id] else None
 
         return _split(rows, problem)
 

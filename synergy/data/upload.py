@@ -19,7 +19,7 @@ BESIDE = (selection.REPORT, selection.DROPPED, "figures.json", "LICENSE", ".gita
 """May lie beside the data."""
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SECRET = re.compile(
-    rb"hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36}|AKIA[0-9A-Z]{16}|sk-[A-Za-z0-9_-]{32,}|xox[abprs]-[A-Za-z0-9-]{20,}"
+    rb"hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36}|AKIA[0-9A-Z]{16}|(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{32,}|xox[abprs]-[A-Za-z0-9-]{20,}"
     rb"|-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
 )
 """Tokens and keys as the hub, code hosts, clouds and model vendors write them."""

@@ -25,7 +25,7 @@ def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
     if knobs.epochs <= 0:
         raise UserError(f"recipe.epochs={knobs.epochs}: SFT needs more than no epoch")
     blocks.choosing(knobs.select)
-    other = {} if knobs.select == select.DATA_MIXING else {"select": knobs.select}
+    other: dict[str, Any] = {} if knobs.select == select.DATA_MIXING else {"select": knobs.select}
     note = "right responses, and traces of zero-pass questions"
     return [
         *(stage for stage in rl.stages(cfg, rl.Knobs()) if stage.name != "eval-rl"),

@@ -34,7 +34,7 @@ def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
     if knobs.traces and knobs.traces != cfg.data.train:
         taught = "traces"
         planned.append(blocks.traces(cfg, taught, knobs.traces))
-    native = {} if knobs.epochs is None else {"num_train_epochs": knobs.epochs}
+    native: dict[str, Any] = {} if knobs.epochs is None else {"num_train_epochs": knobs.epochs}
     note = "the teacher: SFT on long traces"
     other = {"select": knobs.select} | ({"license": knobs.license} if knobs.license else {})
     return [
