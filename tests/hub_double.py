@@ -8,6 +8,7 @@ client that begins to ask otherwise fails the tests.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
@@ -107,6 +108,10 @@ class Handler(BaseHTTPRequestHandler):
             if code == 501:
                 self.hub.unknown.append(f"{self.command} {path}: {told}")
         data = json.dumps(told).encode()
+        with contextlib.suppress(ConnectionError):  # the client went away
+            self._answer(code, data, headers)
+
+    def _answer(self, code: int, data: bytes, headers: dict[str, str]) -> None:
         self.send_response(code)
         for name, value in {"Content-Type": "application/json", "Content-Length": str(len(data)), **headers}.items():
             self.send_header(name, value)

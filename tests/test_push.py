@@ -53,6 +53,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     with hub_double.running() as made:
         monkeypatch.setenv("HF_ENDPOINT", made.url)
         monkeypatch.setenv("HF_TOKEN", WRITE)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", made.url)  # read when another test imported it
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-login"))
         yield made
