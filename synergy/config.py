@@ -62,6 +62,8 @@ class Data:
     """Only for ``lab``: number of records per split."""
     limit: int | None = None
     """Use only the first so many training records."""
+    select: list[Any] = field(default_factory=list)
+    """Steps by which training records are chosen and mixed, such as [{level: [2, 3]}, {shuffle: 0}]: synergy/data/select.py."""
     seed: int = 0
 
 
@@ -151,6 +153,8 @@ class Judge:
 @dataclass
 class Evaluate:
     benchmarks: list[Benchmark] = field(default_factory=list)
+    source: str | None = None
+    """Where the ``records`` of benchmarks lie: ``lab`` or a folder. Null: ``data.source``."""
     runs: int = 4
     sampling: Sampling = field(default_factory=Sampling)
     workers: int = 64

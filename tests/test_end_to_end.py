@@ -74,6 +74,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, bytes]]:
+    """A run directory in which recipe=sft ran to its report, and the weights that it made."""
+    root = tmp_path_factory.mktemp("sft")
+    run(root, "recipe=sft")
+    return root, weights(root / entries(root)["sft"].output)
+
+
 def test_frameworks_take_turns_and_every_hand_off_is_whole(finished: Path) -> None:
     made = entries(finished)
     chain = ["sft-1", "rl-1", "sft-2", "rl-2", "rl-3"]
@@ -130,9 +138,8 @@ def test_no_process_is_left(finished: Path) -> None:
         assert not list(process.marked(entry.key))
 
 
-def test_sft_that_was_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_sft_that_was_killed_ends_with_the_same_weights(tmp_path: Path, taught: tuple[Path, dict[str, bytes]]) -> None:
     """LLaMA-Factory alone would go on from the base model's weights (see stages/sft.py)."""
-    run(tmp_path / "whole", "recipe=sft")
     killed = tmp_path / "killed"
     driver = subprocess.Popen(argv(killed, "recipe=sft"), stdout=subprocess.DEVNULL, cwd=paths.PACKAGE.parent)
     _wait_for(killed, "stages/sft-*/work/out/checkpoint-2/trainer_state.json")
@@ -140,12 +147,40 @@ def test_sft_that_was_killed_ends_with_the_same_weights(tmp_path: Path) -> None:
     driver.wait()
     done = run(killed, "recipe=sft")
     assert "step" in (killed / "ledger.jsonl").read_text() and "sft" in done.stdout
-    one, two = (weights(root / entries(root)["sft"].output) for root in (tmp_path / "whole", killed))
-    assert one == two, "bit for bit"
+    one = taught[1]
+    assert one == weights(killed / entries(killed)["sft"].output), "bit for bit"
     assert entries(killed)["sft"].attempt == 2
     cold = tmp_path / "cold"
     run(cold, "recipe=sft", "run.warm=false")
     assert weights(cold / entries(cold)["sft"].output) == one, "a warm start changes nothing"
+
+
+def test_a_model_s_own_right_responses_train_the_next_model(taught: tuple[Path, dict[str, bytes]]) -> None:
+    """recipe=distill on the model of recipe=sft, and its folder as the data source of another recipe=sft."""
+    root, before = taught
+    told = run(root, "recipe=distill").stdout
+    assert told.count("reused") == 2, "questions and teacher"
+    made = entries(root)
+    out = root / made["dataset"].output
+    assert str(out) in told.splitlines()[-1]
+    responses = [json.loads(line) for line in _lines(root / made["responses"].output / "responses.jsonl")]
+    distilled = {record.id: str(record.trace) for record in records.read(out / "train.jsonl")}
+    dropped = {(row["id"], row["index"]): row["why"] for row in map(json.loads, _lines(out / "dropped.jsonl"))}
+    assert len(responses) == 96 * 4 == len(distilled) + len(dropped), "each response is kept, or has its reason"
+    for row in responses:
+        if row["response"] == distilled.get(row["id"]):
+            assert row["acc"] == 1 and row["finish_reason"] == "stop"
+        if row["acc"] == 0:
+            assert dropped[row["id"], row["index"]] == "wrong answer"
+    right = {row["id"] for row in responses if row["acc"] == 1 and dropped.get((row["id"], row["index"])) != "empty"}
+    assert set(distilled) <= right and len(distilled) == made["dataset"].figures["kept_rows"] > 16
+    assert entries(root)["responses"].identity["inputs"]["model"] in (out / "README.md").read_text()
+    told = run(root, "recipe=sft", f"data.source={out}", "evaluate.source=lab").stdout
+    assert re.search(r"eval-base: reused", told) and Path(re.findall(r"^report: (.+)$", told, re.M)[-1]).exists()
+    after = entries(root)["sft"]
+    assert after.key != made["sft"].key and weights(root / after.output) != before
+    rows = json.loads((root / entries(root)["data"].output / "sft/train.json").read_text())
+    assert [row["messages"][1]["content"] for row in rows] == list(distilled.values())
 
 
 def test_rl_that_was_interrupted_continues_from_its_checkpoint(tmp_path: Path) -> None:

@@ -8,40 +8,28 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from synergy.data import checks, records, writers
-from synergy.data.records import Record
-from synergy.errors import UserError
+from synergy.data import checks, records, rows, select, selection, writers
+from synergy.data.rows import TRACES
 
 
 def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
-    """Writes sft/ from ``responses`` (responses.jsonl of a sample stage), question by question in the order of the records.
+    """Writes sft/ from ``responses`` (responses.jsonl of a sample stage), question by question in the order of the records,
+    and what ``select`` kept and why. Text that a chat template would misread is left out.
 
-    Every response with a right answer is kept, whatever its format. Raises UserError for a zero-pass question without a trace,
-    and for a row longer than ``cutoff_len``.
+    Raises UserError for a zero-pass question without a trace, and for a row longer than ``cutoff_len``.
     """
-    data = Path(spec["data"]) / "records"
-    right: dict[str, list[str]] = {}
-    total = 0
-    for _, row in records.lines(Path(spec["responses"])):
-        total += 1
-        kept = right.setdefault(str(row["id"]), [])
-        if row["acc"] > 0.5:
-            kept.append(row["response"])
-    rows: list[tuple[Record, str, str | None]] = []
-    zero = 0
-    for record in records.read(data / "train.jsonl"):
-        if record.id not in right:
-            continue
-        zero += not right[record.id]
-        if not right[record.id] and not record.trace:
-            raise UserError(
-                f"record {record.id!r} needs a trace, since none of its responses was right, and has none: add 'trace' to its "
-                "line in data.train, or leave the question out"
-            )
-        rows += [(record, text, spec["instruction"]) for text in right[record.id] or [str(record.trace)]]
+    data, file = Path(spec["data"]) / "records", Path(spec["responses"])
+    found = {record.id: record for record in records.read(data / "train.jsonl")}
+    words = checks.tokenizer(Path(spec["base"]))
+    special = rows.special_tokens(words)
+    usable, refused = rows.of_responses(list(found.values()), file, lambda _, text, __: rows.misread(text, special))
+    kept = selection.apply(select.parse(spec.get("select", select.DATA_MIXING), "recipe.select"), usable, out, refused)
+    with file.open("rb") as responses:
+        train = [(found[r.id], rows.text(r, found[r.id], responses), spec["instruction"]) for r in kept]
     visual = json.loads((data / "train_visual_tokens.json").read_text())
-    tokens = checks.lengths(rows, visual, checks.tokenizer(Path(spec["base"])), spec["cutoff_len"])
-    writers.llamafactory(out / "sft", {"train": rows})
-    print(f"{len(rows) - zero} of {total} responses are right, {zero} zero-pass questions with their trace")
-    tokens_mean = mean(tokens) if tokens else 0
-    return {"responses": total, "kept": len(rows) - zero, "zero_pass": zero, "tokens_mean": tokens_mean}
+    tokens = checks.lengths(train, visual, words, spec["cutoff_len"])
+    writers.llamafactory(out / "sft", {"train": train})
+    total = sum(row.origin != TRACES for row in [*usable, *(row for row, _ in refused)])
+    zero = sum(row.origin == TRACES for row in kept)
+    print(f"{len(kept) - zero} of {total} responses are kept, {zero} zero-pass questions with their trace")
+    return {"responses": total, "kept": len(kept) - zero, "zero_pass": zero, "tokens_mean": mean(tokens)}

@@ -1,7 +1,8 @@
 """Program of the ``prepare`` stage: ``python -m synergy.data.prepare SPEC.json`` writes one part of the data below ``out``.
 
 Parts: ``train`` (records, LLaMA-Factory files), ``benchmarks`` (VLMEvalKit TSVs), ``round`` (rounds.py), ``mixture``
-(mixture.py), ``levels`` and ``benchmark_levels`` (levels.py). Exits with code 2 and one line for a mistake in the data.
+(mixture.py), ``distill`` (distill.py), ``levels`` and ``benchmark_levels`` (levels.py). Exits with code 2 and one line for a
+mistake in the data.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from synergy.data import checks, levels, mixture, records, rounds, tagged, writers
+from synergy.data import checks, distill, levels, mixture, records, rounds, selection, tagged, writers
 from synergy.data.records import Record
 from synergy.driver import handoff
 from synergy.errors import UserError
@@ -35,6 +36,8 @@ def train(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
         if not name:
             continue
         found = records.read(source / name)[: spec["limit"] if split == "train" else None]
+        if split == "train" and spec.get("select"):
+            found = selection.of_records(found, spec["select"], out)
         checks.answers(found, str(source / name))
         visual = checks.images(found, source, grid)
         rows[split] = [(record, record.trace, spec["instruction"]) for record in found if record.trace]
@@ -140,6 +143,7 @@ PARTS = {
     "benchmarks": benchmarks,
     "round": rounds.build,
     "mixture": mixture.build,
+    "distill": distill.build,
     "levels": levels.build,
     "benchmark_levels": levels.of_benchmarks,
 }

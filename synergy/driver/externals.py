@@ -43,6 +43,8 @@ def resolve(
         _check_lab(cfg)
     elif wanted is None or blocks.SOURCE in wanted:
         found[blocks.SOURCE] = _source(cfg, cache)
+    if cfg.evaluate.source not in (None, LAB) and (wanted is None or blocks.BENCHMARK_SOURCE in wanted):
+        found[blocks.BENCHMARK_SOURCE] = _folder("evaluate.source", str(cfg.evaluate.source), cache)
     for bench in cfg.evaluate.benchmarks:
         name = blocks.tagged_input(bench)
         if bench.tagged and (wanted is None or name in wanted):
@@ -74,13 +76,18 @@ def _check_lab(cfg: Config) -> None:
 def _source(cfg: Config, cache: Path | None) -> External:
     if cfg.data.source is None:
         raise UserError("data.source is not set: give the folder of the JSONL files, or 'lab'")
-    folder = Path(cfg.data.source).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"data.source={cfg.data.source}: no such folder; give the folder of the JSONL files, or 'lab'")
+    found = _folder("data.source", cfg.data.source, cache)
     trains = cfg.recipe.get("strategy") != blocks.CHECKPOINTS
     for name in filter(None, (cfg.data.train, cfg.data.validation) if trains else ()):
-        if not os.access(folder / name, os.R_OK):
-            raise UserError(f"{folder / name} is missing or unreadable; see data.train and data.validation")
+        if not os.access(found.path / name, os.R_OK):
+            raise UserError(f"{found.path / name} is missing or unreadable; see data.train and data.validation")
+    return found
+
+
+def _folder(setting: str, name: str, cache: Path | None) -> External:
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"{setting}={name}: no such folder; give the folder of the JSONL files, or 'lab'")
     return External(folder.resolve(), identity.digest(folder, cache))
 
 

@@ -35,6 +35,8 @@ IDENTITY = frozenset(
         "prefix_rollouts",
         "sft_on",
         "drop_easiest",
+        "select",
+        "license",
     ]
 )
 RUNTIME: frozenset[str] = frozenset()

@@ -15,7 +15,8 @@ from synergy.stages import Stage
 from synergy.strategies import blocks
 
 STRATEGIES = (
-    "base", "sft", "rl", "two_stage", "progressive", "interleaved", "data_mixing", "model_merging", "tag", "checkpoints",
+    "base", "sft", "rl", "two_stage", "progressive", "interleaved", "data_mixing", "model_merging", "distill", "tag",
+    "checkpoints",
 )  # fmt: skip
 
 
@@ -30,6 +31,7 @@ def stages(cfg: Config) -> list[Stage]:
     outside = {
         blocks.BASE,
         blocks.SOURCE,
+        blocks.BENCHMARK_SOURCE,
         *blocks.given_models(cfg),
         *map(blocks.tagged_input, cfg.evaluate.benchmarks),
         *map(blocks.levels_input, cfg.evaluate.benchmarks),

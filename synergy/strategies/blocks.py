@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from synergy.config import Benchmark, Config
+from synergy.data import select
 from synergy.data.layouts import LAYOUTS
 from synergy.errors import UserError
 from synergy.stages import Stage, rl_critic, schedule
@@ -16,6 +17,8 @@ BASE = "base"
 """Name of the external input that is the base model."""
 SOURCE = "source"
 """Name of the external input that is the data source, if it is a folder."""
+BENCHMARK_SOURCE = "benchmark-source"
+"""Name of the external input that holds the records of benchmarks, if it is a folder other than the data source."""
 
 
 CHECKPOINTS = "checkpoints"
@@ -27,13 +30,16 @@ def given_models(cfg: Config) -> Mapping[str, Mapping[str, Any]]:
     return dict(cfg.recipe.get("models") or {}) if cfg.recipe.get("strategy") == CHECKPOINTS else {}
 
 
-def _source(cfg: Config) -> dict[str, str]:
-    return {"source": BASE if cfg.data.source == "lab" else SOURCE}
+def _source(name: str | None, folder: str = SOURCE) -> dict[str, str]:
+    return {"source": BASE if name == "lab" else folder}
 
 
 def train_data(cfg: Config) -> Stage:
-    """Records of the training and validation split, checked, and LLaMA-Factory's files with the full long traces."""
-    settings = {
+    """Records of the training and validation split, chosen, checked, and LLaMA-Factory's files with the full long traces.
+    Raises UserError for a selection that can't be."""
+    if any(isinstance(step, select.Keep) for step in select.parse(cfg.data.select, "data.select")):
+        raise UserError("data.select: keep chooses among responses of a model, and training records are none")
+    settings: dict[str, Any] = {
         "part": "train",
         "source": cfg.data.source,
         "train": cfg.data.train,
@@ -45,7 +51,15 @@ def train_data(cfg: Config) -> Stage:
         "template": cfg.model.template,
         "cutoff_len": cfg.sft.config.get("cutoff_len"),
     }
-    return Stage("data", "prepare", settings, {"base": BASE, **_source(cfg)}, "questions and long traces, checked")
+    settings |= {"select": cfg.data.select} if cfg.data.select else {}
+    note = "questions and long traces, checked"
+    return Stage("data", "prepare", settings, {"base": BASE, **_source(cfg.data.source)}, note)
+
+
+def traces(cfg: Config, name: str, file: str) -> Stage:
+    """Another file of long traces beside the training records, all of it: as ``train_data`` makes it where it is data.train."""
+    data = replace(cfg.data, train=file, validation=None, limit=None, select=[])
+    return replace(train_data(replace(cfg, data=data)), name=name, note=f"long traces of {file}, checked")
 
 
 def benchmarks(cfg: Config, levelled: bool = True) -> Stage:
@@ -60,8 +74,9 @@ def benchmarks(cfg: Config, levelled: bool = True) -> Stage:
     if levelled:
         inputs |= {f"levels_{b.name}": levels_input(b) for b in cfg.evaluate.benchmarks if b.levels}
     if not all(b.tagged for b in cfg.evaluate.benchmarks):
-        settings |= {"source": cfg.data.source, "sizes": dict(cfg.data.sizes), "seed": cfg.data.seed}
-        inputs |= _source(cfg)
+        source = cfg.evaluate.source or cfg.data.source
+        settings |= {"source": source, "sizes": dict(cfg.data.sizes), "seed": cfg.data.seed}
+        inputs |= _source(source, BENCHMARK_SOURCE if cfg.evaluate.source else SOURCE)
     return Stage("benchmarks", "prepare", settings, inputs, "benchmarks with difficulty levels")
 
 
@@ -178,14 +193,24 @@ def benchmark_levels(name: str, answers: str, note: str) -> Stage:
     return Stage(name, "prepare", {"part": "benchmark_levels"}, inputs, note)
 
 
-def mixture(cfg: Config, name: str, data: str, responses: str, note: str) -> Stage:
-    """SFT rows from the right responses of a sample stage, and the traces of zero-pass questions."""
+def mixture(cfg: Config, name: str, data: str, responses: str, note: str, part: str = "mixture", **other: Any) -> Stage:
+    """SFT rows from the responses of a sample stage and the traces of the data. part: distill makes a data set of them.
+    other: settings that are set."""
     settings = {
-        "part": "mixture",
+        "part": part,
         "instruction": cfg.data.instruction,
         "cutoff_len": cfg.sft.config.get("cutoff_len"),
+        **other,
     }
     return Stage(name, "prepare", settings, {"base": BASE, "data": data, "responses": responses}, note)
+
+
+def choosing(given: list[Any]) -> None:
+    """Raises UserError for a selection among responses that can't be, or that would train on wrong ones."""
+    if not any(isinstance(step, select.Keep) for step in select.parse(given, "recipe.select")):
+        raise UserError(
+            "recipe.select has no step {keep: shortest_correct} or {keep: all_correct}: wrong responses would be trained on"
+        )
 
 
 def sft(
@@ -198,11 +223,12 @@ def sft(
     open_ended: bool = False,
     choose: str = "last",
     part: tuple[int, int] = (0, 1),
+    media: str = "data",
     **native: Any,
 ) -> Stage:
-    """LLaMA-Factory on the data's SFT rows. weight: factor on the learning rate; native: keys set by the
-    strategy; choose: which checkpoint is handed on; part: (k, R), the k-th, from 0, of the recipe's R SFT rounds, which
-    share one schedule."""
+    """LLaMA-Factory on the data's SFT rows. weight: factor on the learning rate; native: keys set by the strategy;
+    choose: which checkpoint is handed on; part: (k, R), the k-th, from 0, of the recipe's R SFT rounds, which share one
+    schedule; media: the stage that has the images."""
     config = {**dict(cfg.sft.config), **native}
     settings = {
         "config": config,
@@ -216,7 +242,7 @@ def sft(
         "gpus": cfg.sft.gpus,
         "env": dict(cfg.sft.env),
     }
-    return Stage(name, "sft", settings, {"base": BASE, "model": model, "data": data, "media": "data"}, note)
+    return Stage(name, "sft", settings, {"base": BASE, "model": model, "data": data, "media": media}, note)
 
 
 def rl(
