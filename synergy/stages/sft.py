@@ -25,6 +25,7 @@ IDENTITY = frozenset({"config", "template", "weight", "open_ended", "seed", "cho
 RUNTIME = frozenset({"env", "gpus"})
 FRAMEWORKS: tuple[str, ...] = ("llamafactory",)
 PACKAGES: tuple[str, ...] = ("llamafactory", "transformers", "torch", "accelerate")
+LOADER = ("llamafactory", "transformers")
 NATIVE = "llamafactory-cli train config.yaml"
 VERSION = 1
 
