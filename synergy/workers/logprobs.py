@@ -30,9 +30,11 @@ TOLERANCE = {"float32": 0.001, "bfloat16": 0.25, "float16": 0.05}
 
 @dataclass(frozen=True)
 class Record:
-    """image: PNG, base64. ids: of the whole prompt, image tokens among them. logprobs: of each id after those before it, but
-    the first; None where it is an image token. loads: loader and version -> how far off it was."""
+    """asked: what the user says beside the image. text: the rendered prompt. image: PNG, base64. ids: of the whole prompt, image
+    tokens among them. logprobs: of each id after those before it, but the first; None where it is an image token. loads: loader
+    and version -> how far off it was."""
 
+    asked: str
     text: str
     image: str
     ids: list[int]
@@ -52,9 +54,9 @@ def read(file: Path) -> Record | None:
         return None
 
 
-def messages(image: Any) -> list[dict[str, Any]]:
+def messages(asked: str, image: Any) -> list[dict[str, Any]]:
     """The chat; image: what stands for the image there."""
-    return [{"role": "user", "content": [image, {"type": "text", "text": TEXT}]}]
+    return [{"role": "user", "content": [image, {"type": "text", "text": asked}]}]
 
 
 def compare(record: Record, ids: Sequence[int], found: Sequence[float | None], dtype: str, who: str) -> float:
@@ -137,13 +139,13 @@ def loaded(folder: Path) -> Any:
     return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
 
 
-def forward(model: Any, folder: Path, image: str) -> tuple[str, list[int], list[float | None]]:
+def forward(model: Any, folder: Path, asked: str, image: str) -> tuple[str, list[int], list[float | None]]:
     """The rendered prompt, its ids, and their log-probabilities but the first's."""
     import torch
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(folder)
-    text = processor.apply_chat_template(messages({"type": "image"}), tokenize=False, add_generation_prompt=True)
+    text = processor.apply_chat_template(messages(asked, {"type": "image"}), tokenize=False, add_generation_prompt=True)
     given = processor(text=[text], images=[opened(image)], return_tensors="pt")
     with torch.no_grad():
         scores = model.eval()(**given).logits[0, :-1].log_softmax(-1)
@@ -170,7 +172,7 @@ def by_server(
     """Ids and log-probabilities but the first's, of a vLLM server. Raises OSError, or ValueError for a reply without them."""
     image = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{record.image}"}}
     body = {
-        "model": name, "messages": messages(image), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0,
+        "model": name, "messages": messages(record.asked, image), "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0,
         "return_token_ids": True,
     }  # fmt: skip
     request = urllib.request.Request(
@@ -195,12 +197,12 @@ def make(folder: Path, file: Path, check: bool) -> None:
     record = read(file)
     if record is None:
         image = picture()
-        text, ids, values = forward(placed(folder), folder, image)
-        record = Record(text, image, ids, values)
+        text, ids, values = forward(placed(folder), folder, TEXT, image)
+        record = Record(TEXT, text, image, ids, values)
         record.write(file)
     if check:
         who = f"transformers {transformers.__version__}"
-        _, ids, found = forward(loaded(folder), folder, record.image)
+        _, ids, found = forward(loaded(folder), folder, record.asked, record.image)
         off = compare(record, ids, found, "float32", f"{folder}: what {who} loads")
         Record(**{**asdict(record), "loads": {**record.loads, who: off}}).write(file)
         print(f"{who} loads {folder} as it is: log-probabilities {off:.2g} apart on average", flush=True)
