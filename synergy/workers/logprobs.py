@@ -30,7 +30,7 @@ TOLERANCE = {"float32": 0.001, "bfloat16": 0.25, "float16": 0.05}
 
 @dataclass(frozen=True)
 class Record:
-    """asked: what the user says beside the image. text: the rendered prompt. image: PNG, base64. ids: of the whole prompt, image
+    """asked: what the user says beside the image. text: the prompt, rendered. image: PNG, base64. ids: of all of it, image
     tokens among them. logprobs: of each id after those before it, but the first; None where it is an image token. loads: loader
     and version -> how far off it was."""
 
