@@ -4,6 +4,7 @@ SPEC.json: {"model_name", "endpoint": "http://host:port/v1" or a list of such, "
 "sampling": {"temperature", "top_p", "top_k", "max_tokens", "seed", ...}, "instruction": text or null, "workers",
 "work_dir", "out"} and, optional, "wait_seconds" (for the endpoint, 30), "request_timeout" (900 s), "retries" (3), "judge"
 ({"endpoint", "model", "key_env", "workers", "timeout", "retries"}: a model that judges where rules find no answer).
+"gate": a file that is there once the endpoints may be asked, waited for as long as they are.
 `model_name` is the name the endpoint serves the model by, and must change with the weights: put a digest into it.
 SYNERGY_API_KEYS in the environment: keys of the endpoints, with spaces between. `workers` requests are in flight over all.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,18 @@ def collect(state: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def _await(gate: Path, seconds: float) -> None:
+    from eval.session import AskError
+
+    end = time.monotonic() + seconds
+    while not gate.exists():
+        if time.monotonic() > end:
+            raise AskError(
+                f"{gate} is not there after {seconds:.0f} s: whoever serves the model did not say that it is right"
+            )
+        time.sleep(0.05)
+
+
 def evaluate(spec_path: Path) -> None:
     """The whole evaluation. Raises SpecError or AskError."""
     from eval import judge, kit, session
@@ -66,6 +80,8 @@ def evaluate(spec_path: Path) -> None:
             judge.await_judge(spec.judge, min(spec.wait_seconds, 30))
         for endpoint in spec.endpoints:
             wait_for(endpoint, spec.model_name, spec.wait_seconds)
+        if spec.gate is not None:
+            _await(spec.gate, spec.wait_seconds)
         state.enter("ask")
         kit.ask(spec)
         state.enter("score")

@@ -84,6 +84,7 @@ class Spec:
     request_timeout: float
     retries: int
     judge: Judge | None
+    gate: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,7 @@ def load_spec(path: Path) -> Spec:
             request_timeout=_number(raw, "request_timeout", float, 900),
             retries=_number(raw, "retries", int, 3),
             judge=_judge(raw["judge"]) if raw.get("judge") else None,
+            gate=Path(raw["gate"]) if raw.get("gate") else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         raise SpecError(f"evaluation spec {path}: {type(err).__name__} {err}; see the keys in eval/spec.py") from err

@@ -212,6 +212,8 @@ class Run:
     """More attempts, each from the last checkpoint, after a failure that may pass: network, a port in use, a lost GPU."""
     warm: bool = False
     """Import the frameworks' libraries once for all stages (synergy/driver/warm.py). Not for machines with accelerators."""
+    verify: bool = True
+    """Before a stage starts, show by a forward pass that its framework reads its model as it is (synergy/driver/forward.py)."""
     keep_work: bool = False
     """Keep the frameworks' own checkpoints after a stage is published."""
 

@@ -41,6 +41,10 @@ def save_tensors(file: Path, tensors: dict[str, np.ndarray], dtype: str = "F32")
 NAMES = ("visual.blocks.0.weight", "model.layers.0.weight", "model.embed_tokens.weight")
 
 
+TOKENIZER = json.dumps({"model": {"vocab": {"a": 0, "b": 1, "c": 2}}, "added_tokens": [{"id": 3, "content": "<end>"}]})
+"""As many tokens as the embedding of such a checkpoint has rows."""
+
+
 def make_checkpoint(folder: Path, shift: float = 0.0, names: tuple[str, ...] = NAMES) -> Path:
     """A complete checkpoint folder of three small float32 tensors."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,5 +52,5 @@ def make_checkpoint(folder: Path, shift: float = 0.0, names: tuple[str, ...] = N
     values = {name: (rng.normal(size=(4, 3)) + shift).astype("<f4") for name in names}
     save_tensors(folder / "model.safetensors", values)
     (folder / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", "tie_word_embeddings": True}))
-    (folder / "tokenizer.json").write_text("{}")
+    (folder / "tokenizer.json").write_text(TOKENIZER)
     return folder

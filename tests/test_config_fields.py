@@ -83,6 +83,7 @@ RUNTIME: dict[str, Any] = {
     "run.retries": 5,
     "run.warm": False,
     "run.keep_work": True,
+    "run.verify": False,
 }
 """Field -> a value unlike the tiny scale's; no key changes by it."""
 ELSEWHERE = {

@@ -74,6 +74,10 @@ def test_micro_batches_and_offload_of_the_critic_are_run_time_settings() -> None
 # A stopped run ------------------------------------------------------------------------------------------------------
 
 
+EMPTY_ZIP = b"PK\5\6" + b"\0" * 18
+"""What torch.save writes is a zip file."""
+
+
 def saved(folder: Path, step: int, models: tuple[str, ...], world: int = 2) -> None:
     """A checkpoint of verl's: shards of `models` by `world` processes, and the policy's weights."""
     at = folder / "checkpoints" / f"global_step_{step}"
@@ -81,9 +85,9 @@ def saved(folder: Path, step: int, models: tuple[str, ...], world: int = 2) -> N
         (at / model).mkdir(parents=True)
         for kind in ("model", "optim", "extra_state"):
             for rank in range(world):
-                (at / model / f"{kind}_world_size_{world}_rank_{rank}.pt").write_text("")
+                (at / model / f"{kind}_world_size_{world}_rank_{rank}.pt").write_bytes(EMPTY_ZIP)
     make_checkpoint(at / "actor" / "huggingface")
-    (at / "data.pt").write_text("")
+    (at / "data.pt").write_bytes(EMPTY_ZIP)
     (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(str(step))
 
 

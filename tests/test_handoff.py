@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import NAMES, make_checkpoint, save_tensors
+from conftest import NAMES, TOKENIZER, make_checkpoint, save_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,11 +24,11 @@ def values(folder: Path) -> dict[str, bytes]:
 
 def test_right_files_are_linked_not_copied(tmp_path: Path) -> None:
     base, made = make_checkpoint(tmp_path / "base"), make_checkpoint(tmp_path / "made", shift=1)
-    (made / "tokenizer.json").write_text('{"drifted": true}')
+    (made / "tokenizer.json").write_text(TOKENIZER + "\n")
     figures = handoff.publish(made, base, base, tmp_path / "out")
     assert figures == {"tensors": 3, "changed_tensors": 3}
     assert (tmp_path / "out/model.safetensors").samefile(made / "model.safetensors")
-    assert (tmp_path / "out/tokenizer.json").read_text() == "{}", "the base's tokenizer, not the framework's"
+    assert (tmp_path / "out/tokenizer.json").read_text() == TOKENIZER, "the base's tokenizer, not the framework's"
 
 
 def test_hybrid_names_become_published_names_with_equal_values(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from synergy import stages
-from synergy.driver import card, failure, identity, ledger, manifest, process
+from synergy.driver import card, failure, forward, identity, ledger, manifest, process
 from synergy.driver.ledger import Entry
 from synergy.driver.plan import Plan, Step
 from synergy.driver.warm import PATIENCE, Warm
@@ -36,12 +36,14 @@ BACK_OFF_SECONDS = 10.0
 @dataclass(frozen=True)
 class Limits:
     """How long a stage may be silent, and may take in all (None: as long as it does); how many more attempts a failure gets
-    that may pass by itself; whether native checkpoints stay after a stage is published."""
+    that may pass by itself; whether native checkpoints stay after a stage is published; whether a forward pass shows that a
+    stage's loader reads its model as it is."""
 
     stall_seconds: float = 1800.0
     stage_seconds: float | None = None
     retries: int = 0
     keep_work: bool = False
+    verify: bool = False
 
 
 class Passing(StageFailed):
@@ -83,6 +85,7 @@ def run(todo: Plan, limits: Limits, watch: Watcher, warm: Warm | None = None) ->
                 _tidy(step, limits.keep_work)
                 watch.done(step, "reused", 0.0)
                 continue
+            forward.inputs(step, space, entries)
             inputs = {role: entries[name].digest for role, name in step.stage.inputs.items() if name in entries}
             entry = _run_step(step, todo, limits, watch, inputs, warm)
             entries[step.stage.name] = entry
@@ -115,6 +118,9 @@ def _run_step(
         job = step.job(todo.pythons, attempt)
         job.attempt.mkdir(parents=True)
         job.work.mkdir(exist_ok=True)
+        if limits.verify:
+            digest = inputs.get(forward.ROLE) or step.parts["inputs"].get(forward.ROLE, "")
+            job = forward.model(job, todo.space, digest, _runner(step, limits, watch, warm))
         command = kind.command(job)
         try:
             peak = _run_command(command, job, limits, watch, step, warm) if command is not None else 0
@@ -193,6 +199,19 @@ def _run_command(command: Command, job: Job, limits: Limits, watch: Watcher, ste
         f"{found.advice}. Its last lines:\n{process.tail(_log(job))}\n"
         f"log: {_log(job)}\nrun it by hand: {script}\nthe same synergy command continues from its last checkpoint"
     )
+
+
+def _runner(step: Step, limits: Limits, watch: Watcher, warm: Warm | None) -> forward.Run:
+    """Runs a short program beside a stage, under its mark."""
+
+    def run(command: Command, log: Path) -> int:
+        given = command if warm is None else warm.command(command, PATIENCE)
+        born, beside = time.time(), warm.mark if warm is not None else None
+        return process.run(
+            given, step.key, log, lambda: watch.tick(step, None), lambda: born, limits.stall_seconds, beside
+        ).code
+
+    return run
 
 
 def _ended(code: int) -> str:

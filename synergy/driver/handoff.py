@@ -13,13 +13,9 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
-from synergy.driver import checkpoint
+from synergy.driver import checkpoint, verify
 from synergy.driver.checkpoint import Tensor
-from synergy.errors import StageFailed
-
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", checkpoint.INDEX)
-ABOUT_THE_BASE = ("README.md", "MANIFEST.json", "levels.json")
-"""Files that tell of the base model itself and would be wrong beside other weights."""
+from synergy.errors import StageFailed, UserError
 
 
 def publish(product: Path, base: Path, previous: Path, out: Path) -> dict[str, int]:
@@ -30,14 +26,10 @@ def publish(product: Path, base: Path, previous: Path, out: Path) -> dict[str, i
     """
     wanted, made = checkpoint.read(base), checkpoint.read(product)
     if checkpoint.tied(base):
-        wanted.pop("lm_head.weight", None)
-        made.pop("lm_head.weight", None)
+        wanted.pop(verify.HEAD, None)
+        _same_head(made.pop(verify.HEAD, None), made)
     _same_model(wanted, made, product)
-    for tensor in made.values():
-        if not checkpoint.finite(tensor):
-            raise StageFailed(
-                f"{tensor.file}: {tensor.name} holds NaN or infinity; lower the learning rate, see the log"
-            )
+    verify.same_tokens(product, base)
     out.mkdir(parents=True)
     by_file: dict[Path, list[Tensor]] = {}
     for tensor in made.values():
@@ -52,7 +44,12 @@ def publish(product: Path, base: Path, previous: Path, out: Path) -> dict[str, i
             _rewrite(tensors, dtypes, target)
     if len(by_file) > 1:
         _write_index(by_file, out)
-    copy_sidecars(base, out)
+    for file in verify.sidecars(base):
+        shutil.copy2(file, out / file.name)
+    try:
+        verify.model(out)
+    except UserError as error:
+        raise StageFailed(f"{product}: {error}") from error
     changed = count_changed(out, previous)
     if changed == 0:
         raise StageFailed(f"{product}: no weight changed; was everything frozen, or the learning rate 0?")
@@ -65,6 +62,15 @@ def _same_model(wanted: dict[str, Tensor], made: dict[str, Tensor], product: Pat
     if missing or extra or shapes:
         raise StageFailed(
             f"{product}: not the base model's tensors: missing {missing[:3]}, unexpected {extra[:3]}, other shape {shapes[:3]}"
+        )
+
+
+def _same_head(head: Tensor | None, made: dict[str, Tensor]) -> None:
+    """A tied head is left out of what is published: it must be the embedding."""
+    if head is not None and verify.EMBEDDING in made and not _equal(head, made[verify.EMBEDDING]):
+        raise StageFailed(
+            f"{head.file}: {head.name} is not the embedding, though the base model ties them: training one of them would be "
+            "lost; train with tie_word_embeddings, or begin from a base model with a head of its own"
         )
 
 
@@ -118,13 +124,6 @@ def _write_index(by_file: dict[Path, list[Tensor]], out: Path) -> None:
     total = sum((out / name).stat().st_size - checkpoint.header(out / name)[1] for name in set(names.values()))
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(names.items()))}
     (out / checkpoint.INDEX).write_text(json.dumps(index, indent=2) + "\n")
-
-
-def copy_sidecars(base: Path, out: Path) -> None:
-    """Config, tokenizer, processor, chat template, generation config: from the base, byte for byte."""
-    for file in sorted(base.iterdir()):
-        if file.is_file() and not file.name.endswith(WEIGHTS) and file.name not in ABOUT_THE_BASE:
-            shutil.copy2(file, out / file.name)
 
 
 def count_changed(model: Path, previous: Path) -> int:

@@ -11,11 +11,11 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from synergy import paths, stages
+from synergy.driver import scan
 from synergy.errors import UserError
 
 SCHEMA = 1
@@ -107,11 +107,6 @@ def fingerprint(path: Path) -> str:
     return sha(canonical(rows))
 
 
-def _file_digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def digest(path: Path, cache: Path | None = None) -> str:
     """Content digest of a file or folder, read with several threads, remembered in ``cache`` by fingerprint."""
     mark = fingerprint(path)
@@ -138,10 +133,9 @@ def _content(path: Path, mark: str) -> str:
 
 
 def sums(path: Path) -> dict[str, str]:
-    """File below ``path`` -> SHA-256 of its content, read with several threads."""
+    """File below ``path`` -> SHA-256 of its content, several read at a time (``scan``)."""
     files = _files(path)
-    with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) * 2)) as pool:
-        return dict(zip([str(f.relative_to(path)) for f in files], pool.map(_file_digest, files), strict=True))
+    return {str(file.relative_to(path)): found.sha for file, found in zip(files, scan.read(files), strict=True)}
 
 
 def digest_of(found: Mapping[str, str]) -> str:

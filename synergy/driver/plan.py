@@ -88,7 +88,7 @@ def make(
         key = identity.key(parts)
         folder = space.folder(stage, key)
         inputs = {role: places[name] for role, name in stage.inputs.items()}
-        action, why = _action(stage, key, parts, folder, entries, steps)
+        action, why = _action(stage, key, parts, folder, entries, steps, space.digest_cache)
         steps[stage.name] = Step(stage, key, parts, folder, inputs, action, why, entries.get(key))
         keys[stage.name], places[stage.name] = key, folder / "output"
     return list(steps.values())
@@ -108,11 +108,12 @@ def _action(
     folder: Path,
     entries: Mapping[str, Entry],
     steps: Mapping[str, Step],
+    cache: Path | None,
 ) -> tuple[Literal["reuse", "resume", "run"], str]:
     anew = [name for name in stage.inputs.values() if name in steps and steps[name].action != "reuse"]
     entry = entries.get(key)
     if entry is not None and not anew:
-        reason = _unusable(entry, folder, stage, steps)
+        reason = _unusable(entry, folder, stage, steps, cache)
         if reason is None:
             return "reuse", f"finished {_ago(entry)} by attempt {entry.attempt}"
         return "run", reason
@@ -125,12 +126,15 @@ def _action(
     return "run", _news(stage, parts, entries)
 
 
-def _unusable(entry: Entry, folder: Path, stage: Stage, steps: Mapping[str, Step]) -> str | None:
-    """Why a finished stage can't be reused, or None."""
+def _unusable(
+    entry: Entry, folder: Path, stage: Stage, steps: Mapping[str, Step], cache: Path | None = None
+) -> str | None:
+    """Why a finished stage can't be reused, or None. It was verified when it was published, so that its content says all; of an
+    output that lies elsewhere now it is read once and remembered in ``cache``."""
     output = folder / "output"
     if not output.exists():
         return "its output is gone"
-    if identity.fingerprint(output) != entry.fingerprint and identity.digest(output) != entry.digest:
+    if identity.fingerprint(output) != entry.fingerprint and identity.digest(output, cache) != entry.digest:
         return (
             f"its output was changed after it was published ({manifest.told(folder)}); put it back, or it is made anew"
         )

@@ -38,6 +38,8 @@ class Job:
 
     work: the framework's own output directory, kept over attempts, so that native resume can only find this stage's past.
     attempt: what one launch writes (native config, command.sh, log, metrics). output: where the result is published.
+    record: what a loader's log-probabilities on the model must be (``synergy/workers/logprobs.py``), for workers that have one
+    running; None: not to be looked at.
     """
 
     stage: Stage
@@ -46,6 +48,7 @@ class Job:
     attempt: Path
     inputs: Mapping[str, Path]
     pythons: Mapping[str, str]
+    record: Path | None = None
 
     @property
     def work(self) -> Path:
@@ -90,6 +93,8 @@ class Kind(Protocol):
     """Names in ``synergy.environments.FRAMEWORKS``: the interpreters that it starts."""
     PACKAGES: tuple[str, ...]
     """Distributions there whose versions enter the key."""
+    LOADER: tuple[str, str] | None
+    """What reads the input ``model``: the framework whose interpreter does, and ``transformers`` or ``vllm``; None: neither."""
     NATIVE: str
     """The native command in short, for the plan; ``command.sh`` has it whole."""
     VERSION: int

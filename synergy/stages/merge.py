@@ -30,6 +30,7 @@ IDENTITY = frozenset({"method", "parameters", "ratio", "dtype", "seed"})
 RUNTIME = frozenset({"options", "env"})
 FRAMEWORKS: tuple[str, ...] = ("mergekit",)
 PACKAGES: tuple[str, ...] = ("mergekit", "torch", "transformers")
+LOADER = None
 NATIVE = "mergekit-yaml config.yaml OUT"
 VERSION = 1
 

@@ -42,6 +42,7 @@ IDENTITY = frozenset(
 RUNTIME: frozenset[str] = frozenset()
 FRAMEWORKS: tuple[str, ...] = ()
 PACKAGES: tuple[str, ...] = ()
+LOADER = None
 NATIVE = "python -m synergy.data.prepare spec.json"
 VERSION = 2
 

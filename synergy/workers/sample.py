@@ -25,6 +25,7 @@ from synergy.data.prompt import query
 from synergy.data.records import Record
 from synergy.errors import UserError
 from synergy.machine import die_with_parent, gpus, share
+from synergy.workers import logprobs
 
 IN_FLIGHT = 1024
 """Questions that the engine holds at once: enough to keep it full, few enough for their images to fit in memory."""
@@ -113,13 +114,18 @@ def run(spec: Mapping[str, Any], index: int, count: int) -> None:
         from vllm import LLM
 
         processor = AutoProcessor.from_pretrained(spec["model"])
-        ask(
-            LLM(model=spec["model"], **spec["engine"]),
-            processor,
-            spec,
-            left,
-            Path(spec["responses"]) / f"{index}.jsonl",
-        )
+        engine = LLM(model=spec["model"], **spec["engine"])
+        if file := spec.get("record"):
+            verify(engine, spec["model"], Path(file))
+        ask(engine, processor, spec, left, Path(spec["responses"]) / f"{index}.jsonl")
+
+
+def verify(engine: Any, model: str, file: Path) -> None:
+    """Raises UserError for an engine that reads another model than the tensors are."""
+    if (record := logprobs.read(file)) is not None:
+        ids, found, dtype = logprobs.by_engine(engine, record)
+        off = logprobs.compare(record, ids, found, dtype, f"{model}: what vLLM loads")
+        print(f"vLLM loads the model as it is: log-probabilities {off:.2g} apart on average ({dtype})", flush=True)
 
 
 def seed(spec: Mapping[str, Any], question: str) -> int:

@@ -1,0 +1,88 @@
+"""One pass over a file's bytes: its SHA-256 and, of weights, whether all values are finite; several files at a time.
+
+Hashing, reading and numpy's maxima all let other threads run, so files are read at the speed of the disk. What was read is
+remembered by device, inode, size and modification time, which a rename and a hard link keep: a checkpoint that was verified
+is not read again to be published.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from synergy.driver import checkpoint
+from synergy.errors import UserError
+
+PIECE = 1 << 20
+"""Bytes at a time: they stay in the processor's cache between the hash and the maxima."""
+CLOCK_SECONDS = 0.05
+"""Coarser than any file system's clock: a file changed within it after it was read could keep its modification time."""
+_seen: dict[tuple[int, ...], Content] = {}
+
+
+@dataclass(frozen=True)
+class Content:
+    """sha: SHA-256, hexadecimal. broken: stored name of the first tensor that holds NaN or infinity, or None."""
+
+    sha: str
+    broken: str | None = None
+
+
+def read(files: Sequence[Path]) -> list[Content]:
+    """The content of each file, in order. Raises OSError."""
+    with ThreadPoolExecutor(max_workers=min(16, (os.cpu_count() or 1) * 2)) as pool:
+        return list(pool.map(one, files))
+
+
+def one(file: Path) -> Content:
+    """The content of one file, read unless it was before. Raises OSError."""
+    stat = file.stat()
+    mark, settled = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns), time.time() - CLOCK_SECONDS
+    if mark not in _seen:
+        found = _read(file)
+        if stat.st_mtime > settled:
+            return found
+        _seen[mark] = found
+    return _seen[mark]
+
+
+def _read(file: Path) -> Content:
+    sha, buffer, broken = hashlib.sha256(), memoryview(bytearray(PIECE)), None
+    with file.open("rb", buffering=0) as stream:
+        for size, dtype, name in _spans(file):
+            left = size
+            while left > 0:
+                piece = buffer[: min(PIECE, left)]
+                got = _fill(stream, piece)
+                sha.update(piece[:got])
+                if broken is None and not checkpoint.finite(piece[:got], dtype):
+                    broken = name
+                left = left - got if got == len(piece) else 0  # the file ends here
+    return Content(sha.hexdigest(), broken)
+
+
+def _fill(stream: io.FileIO, piece: memoryview) -> int:
+    """Bytes read: fewer than asked for only at the end of the file, so that no value is cut."""
+    got = 0
+    while got < len(piece) and (more := stream.readinto(piece[got:])):
+        got += more
+    return got
+
+
+def _spans(file: Path) -> list[tuple[int, str, str]]:
+    """(bytes, dtype, stored name) of the parts that a file is made of; one part of no dtype if it is no whole weight file."""
+    whole = (file.stat().st_size, "", "")
+    if file.suffix != ".safetensors":
+        return [whole]
+    try:
+        found = checkpoint.tensors(file)
+    except UserError:
+        return [whole]
+    head = found[0].start if found else whole[0]
+    return [(head, "", ""), *((tensor.end - tensor.start, tensor.dtype, tensor.stored) for tensor in found)]
