@@ -208,6 +208,9 @@ class Run:
     """More attempts, each from the last checkpoint, after a failure that may pass: network, a port in use, a lost GPU."""
     warm: bool = False
     """Import the frameworks' libraries once for all stages (synergy/driver/warm.py). Not for machines with accelerators."""
+    keep: str = "all"
+    """Which finished checkpoints stay. all: every stage's. final: those that are evaluated or that a recipe ends with; what
+    rounds left in between goes once nothing planned needs it, and is made again should something else need it."""
     keep_work: bool = False
     """Keep the frameworks' own checkpoints after a stage is published."""
 

@@ -81,6 +81,7 @@ RUNTIME: dict[str, Any] = {
     "run.stage_hours": 1.0,
     "run.retries": 5,
     "run.warm": False,
+    "run.keep": "final",
     "run.keep_work": True,
 }
 """Field -> a value unlike the tiny scale's; no key changes by it."""

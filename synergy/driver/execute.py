@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from synergy import stages
 from synergy.driver import card, failure, identity, ledger, manifest, process
+from synergy.driver.keep import Keeper
 from synergy.driver.ledger import Entry
 from synergy.driver.plan import Plan, Step
 from synergy.driver.warm import PATIENCE, Warm
@@ -59,8 +60,11 @@ class Watcher:
     note: Callable[[Step, str], None] = lambda step, text: None
 
 
-def run(todo: Plan, limits: Limits, watch: Watcher, warm: Warm | None = None) -> list[Entry]:
+def run(
+    todo: Plan, limits: Limits, watch: Watcher, warm: Warm | None = None, keeper: Keeper | None = None
+) -> list[Entry]:
     """Runs the plan; returns the ledger entries of all its stages, in order. One driver at a time per run directory.
+    keeper: takes what no stage needs any more; None: everything stays.
 
     Raises UserError, or StageFailed; a full disk is one, and leaves what is published as it is.
     """
@@ -80,13 +84,13 @@ def run(todo: Plan, limits: Limits, watch: Watcher, warm: Warm | None = None) ->
             watch.start(step)
             if step.action == "reuse" and step.entry is not None:
                 entries[step.stage.name] = step.entry
-                _tidy(step, limits.keep_work)
+                _tidy(step, limits.keep_work, keeper)
                 watch.done(step, "reused", 0.0)
                 continue
             inputs = {role: entries[name].digest for role, name in step.stage.inputs.items() if name in entries}
             entry = _run_step(step, todo, limits, watch, inputs, warm)
             entries[step.stage.name] = entry
-            _tidy(step, limits.keep_work)
+            _tidy(step, limits.keep_work, keeper)
             warning = entry.figures.get("warning")
             watch.done(step, f"done; {warning}" if warning else "done", entry.seconds)
         return list(entries.values())
@@ -98,10 +102,12 @@ def run(todo: Plan, limits: Limits, watch: Watcher, warm: Warm | None = None) ->
         lock.release()
 
 
-def _tidy(step: Step, keep_work: bool) -> None:
+def _tidy(step: Step, keep_work: bool, keeper: Keeper | None) -> None:
     """Native checkpoints of a published stage go; a driver killed right after publishing leaves them to the next."""
     if not keep_work:
         shutil.rmtree(step.folder / "work", ignore_errors=True)
+    if keeper is not None:
+        keeper.done(step)
 
 
 def _run_step(

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from synergy import environments, stages, strategies
 from synergy.config import Config
-from synergy.driver import identity, ledger, manifest
+from synergy.driver import identity, ledger, manifest, retention
 from synergy.driver.externals import External, resolve
 from synergy.driver.ledger import Entry
 from synergy.errors import UserError
@@ -66,6 +66,7 @@ class Plan:
 
 def of_config(cfg: Config, fetch: bool = False) -> Plan:
     """The plan of a composed config. fetch: download a hub model if it is not there yet."""
+    retention.check_policy(cfg.run.keep)
     planned = strategies.stages(cfg)
     space = Workspace(Path(cfg.run.dir).expanduser().resolve())
     names = {name for stage in planned for name in stages.kind(stage.kind).FRAMEWORKS}
@@ -78,6 +79,29 @@ def make(
     planned: list[Stage], externals: Mapping[str, External], space: Workspace, pythons: Mapping[str, str]
 ) -> list[Step]:
     """The steps of a plan in order. Raises UserError for a missing environment or input."""
+    again: dict[str, str] = {}
+    while True:  # once, unless a checkpoint that was let go is needed
+        steps = _steps(planned, externals, space, pythons, again)
+        gone = {name for name, step in steps.items() if step.action == "reuse" and not (step.folder / "output").exists()}
+        more = {
+            name: step.stage.name
+            for step in steps.values()
+            for name in step.stage.inputs.values()
+            if step.action != "reuse" and name in gone
+        }
+        if not more:
+            return list(steps.values())
+        again |= more
+
+
+def _steps(
+    planned: list[Stage],
+    externals: Mapping[str, External],
+    space: Workspace,
+    pythons: Mapping[str, str],
+    again: Mapping[str, str],
+) -> dict[str, Step]:
+    """Name -> step. again: stages whose checkpoints were let go and must be made again, with the stage that needs them."""
     keys = {name: external.digest for name, external in externals.items()}
     places = {name: external.path for name, external in externals.items()}
     entries = ledger.read(space.ledger)
@@ -88,10 +112,10 @@ def make(
         key = identity.key(parts)
         folder = space.folder(stage, key)
         inputs = {role: places[name] for role, name in stage.inputs.items()}
-        action, why = _action(stage, key, parts, folder, entries, steps)
+        action, why = _action(stage, key, parts, folder, entries, steps, again)
         steps[stage.name] = Step(stage, key, parts, folder, inputs, action, why, entries.get(key))
         keys[stage.name], places[stage.name] = key, folder / "output"
-    return list(steps.values())
+    return steps
 
 
 def _versions(kind: stages.Kind, pythons: Mapping[str, str]) -> dict[str, str]:
@@ -108,13 +132,15 @@ def _action(
     folder: Path,
     entries: Mapping[str, Entry],
     steps: Mapping[str, Step],
+    again: Mapping[str, str],
 ) -> tuple[Literal["reuse", "resume", "run"], str]:
     anew = [name for name in stage.inputs.values() if name in steps and steps[name].action != "reuse"]
     entry = entries.get(key)
     if entry is not None and not anew:
-        reason = _unusable(entry, folder, stage, steps)
+        reason = _unusable(entry, folder, stage, steps, again)
         if reason is None:
-            return "reuse", f"finished {_ago(entry)} by attempt {entry.attempt}"
+            pruned = "" if (folder / "output").exists() else "; its checkpoint was let go, and nothing here needs it"
+            return "reuse", f"finished {_ago(entry)} by attempt {entry.attempt}{pruned}"
         return "run", reason
     job = Job(stage, key, folder, folder, {}, {})
     step = stages.kind(stage.kind).resume_point(job) if job.work.is_dir() and not anew else None
@@ -125,12 +151,17 @@ def _action(
     return "run", _news(stage, parts, entries)
 
 
-def _unusable(entry: Entry, folder: Path, stage: Stage, steps: Mapping[str, Step]) -> str | None:
+def _unusable(
+    entry: Entry, folder: Path, stage: Stage, steps: Mapping[str, Step], again: Mapping[str, str]
+) -> str | None:
     """Why a finished stage can't be reused, or None."""
     output = folder / "output"
-    if not output.exists():
+    if retention.pruned(folder, entry):
+        if stage.name in again:
+            return f"its checkpoint was let go (run.keep=final), and {again[stage.name]} needs it"
+    elif not output.exists():
         return "its output is gone"
-    if identity.fingerprint(output) != entry.fingerprint and identity.digest(output) != entry.digest:
+    elif identity.fingerprint(output) != entry.fingerprint and identity.digest(output) != entry.digest:
         return (
             f"its output was changed after it was published ({manifest.told(folder)}); put it back, or it is made anew"
         )
