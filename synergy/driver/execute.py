@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from synergy import stages
-from synergy.driver import card, failure, identity, ledger, manifest, process
+from synergy.driver import card, disk, failure, identity, ledger, manifest, process
 from synergy.driver.keep import Keeper
 from synergy.driver.ledger import Entry
 from synergy.driver.plan import Plan, Step
@@ -172,6 +172,7 @@ def _run_command(command: Command, job: Job, limits: Limits, watch: Watcher, ste
     script.chmod(0o755)
     last: list[Progress | None] = [None]
     moved = [0.0]
+    space = disk.Watch(job)
 
     def tick() -> None:
         now = kind.progress(job)
@@ -179,12 +180,16 @@ def _run_command(command: Command, job: Job, limits: Limits, watch: Watcher, ste
             last[0], moved[0] = now, time.time()
         watch.tick(step, now)
 
+    def alive() -> float:  # asked as long as the stage runs: one that has ended needs no space to go on
+        space.look(last[0], kind.resume_point)
+        return moved[0]
+
     if warm is not None:  # what has no framework to import does not wait for one
         command = warm.command(command, PATIENCE if kind.FRAMEWORKS else 0.0)
     beside = warm.mark if warm is not None else None
     killed = failure.memory_kills()
     outcome = process.run(
-        command, job.key, _log(job), tick, lambda: moved[0], limits.stall_seconds, beside, limits.stage_seconds
+        command, job.key, _log(job), tick, alive, limits.stall_seconds, beside, limits.stage_seconds
     )
     (job.attempt / "outcome.json").write_text(
         json.dumps({"code": outcome.code, "seconds": outcome.seconds, "peak_memory": outcome.peak_memory}) + "\n"

@@ -84,7 +84,7 @@ def make(
         steps = _steps(planned, externals, space, pythons, again)
         gone = {name for name, step in steps.items() if step.action == "reuse" and not (step.folder / "output").exists()}
         more = {
-            name: step.stage.name
+            name: f"{step.stage.name} needs it" + (f": {step.why}" if step.stage.name not in again else "")
             for step in steps.values()
             for name in step.stage.inputs.values()
             if step.action != "reuse" and name in gone
@@ -101,7 +101,7 @@ def _steps(
     pythons: Mapping[str, str],
     again: Mapping[str, str],
 ) -> dict[str, Step]:
-    """Name -> step. again: stages whose checkpoints were let go and must be made again, with the stage that needs them."""
+    """Name -> step. again: stages whose checkpoints were let go and must be made again -> what needs them."""
     keys = {name: external.digest for name, external in externals.items()}
     places = {name: external.path for name, external in externals.items()}
     entries = ledger.read(space.ledger)
@@ -134,10 +134,12 @@ def _action(
     steps: Mapping[str, Step],
     again: Mapping[str, str],
 ) -> tuple[Literal["reuse", "resume", "run"], str]:
+    if stage.name in again:
+        return "run", f"its checkpoint was let go (run.keep=final), and {again[stage.name]}"
     anew = [name for name in stage.inputs.values() if name in steps and steps[name].action != "reuse"]
     entry = entries.get(key)
     if entry is not None and not anew:
-        reason = _unusable(entry, folder, stage, steps, again)
+        reason = _unusable(entry, folder, stage, steps)
         if reason is None:
             pruned = "" if (folder / "output").exists() else "; its checkpoint was let go, and nothing here needs it"
             return "reuse", f"finished {_ago(entry)} by attempt {entry.attempt}{pruned}"
@@ -151,16 +153,12 @@ def _action(
     return "run", _news(stage, parts, entries)
 
 
-def _unusable(
-    entry: Entry, folder: Path, stage: Stage, steps: Mapping[str, Step], again: Mapping[str, str]
-) -> str | None:
+def _unusable(entry: Entry, folder: Path, stage: Stage, steps: Mapping[str, Step]) -> str | None:
     """Why a finished stage can't be reused, or None."""
     output = folder / "output"
-    if retention.pruned(folder, entry):
-        if stage.name in again:
-            return f"its checkpoint was let go (run.keep=final), and {again[stage.name]} needs it"
-    elif not output.exists():
-        return "its output is gone"
+    if not output.exists():
+        if not retention.pruned(folder, entry):
+            return "its output is gone"
     elif identity.fingerprint(output) != entry.fingerprint and identity.digest(output) != entry.digest:
         return (
             f"its output was changed after it was published ({manifest.told(folder)}); put it back, or it is made anew"
@@ -202,5 +200,5 @@ def require_space(space: Workspace, needed: int) -> None:
     if free < needed:
         raise UserError(
             f"run.dir={space.root} has {free / 1e9:.1f} GB free, the plan needs about {needed / 1e9:.1f} GB; "
-            "free some or set run.dir to a larger disk"
+            f"free some (`synergy clean {space.root}` says what may go) or set run.dir to a larger disk"
         )
