@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from synergy import environments, stages, strategies
 from synergy.config import Config
-from synergy.driver import identity, ledger, manifest, retention
+from synergy.driver import identity, ledger, manifest, private, retention
 from synergy.driver.externals import External, resolve
 from synergy.driver.ledger import Entry
 from synergy.errors import UserError
@@ -66,6 +66,7 @@ class Plan:
 
 def of_config(cfg: Config, fetch: bool = False) -> Plan:
     """The plan of a composed config. fetch: download a hub model if it is not there yet."""
+    private.check(cfg)
     retention.check_policy(cfg.run.keep)
     planned = strategies.stages(cfg)
     space = Workspace(Path(cfg.run.dir).expanduser().resolve())
