@@ -1,7 +1,7 @@
 """``run.keep=final`` takes what rounds left in between, never what a plan needs, and a plan tells what it would cost.
 
-The stages are those of the real recipes with a double in place of every framework (test_crashes.py), and for SIGKILL a shell
-script in a driver of its own (test_driver.py).
+The stages are those of the real recipes with a double in place of every framework (quick.py), and for SIGKILL a shell script
+in a driver of its own (test_driver.py).
 """
 
 from __future__ import annotations
@@ -15,25 +15,15 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from test_crashes import RECIPES, Clock, Killed, boundaries, todo
-from test_driver import DRIVER, QUIET
+from quick import RECIPES, Clock, Killed, doubles, drive, todo
+from test_driver import DRIVER
 from test_strategies import config
 
 from synergy import clean
-from synergy.driver import execute, keep, ledger, plan, retention
+from synergy.driver import keep, ledger, plan, retention
 from synergy.driver.card import MODELS
-from synergy.driver.execute import Limits
-from synergy.driver.keep import Keeper
 from synergy.driver.plan import Plan
 from synergy.errors import UserError
-
-
-def drive(root: Path, *recipes: str, policy: str = "final") -> None:
-    """As run.action does it: plans of all jobs first, then each planned anew."""
-    plans = [todo(root, recipe) for recipe in recipes]
-    for number, recipe in enumerate(recipes, 1):
-        now = todo(root, recipe)
-        execute.run(now, Limits(), QUIET, keeper=Keeper.of(policy, [now, *plans[number:]]))
 
 
 def finals(made: Plan) -> set[Path]:
@@ -53,8 +43,8 @@ def whole(root: Path, recipe: str) -> None:
 
 def test_only_rounds_go_and_their_records_stay(tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    with boundaries(Clock()):
-        drive(root, "progressive")
+    with doubles(Clock()):
+        drive(root, ["progressive"], "final")
         whole(root, "progressive")
         made = {step.stage.name: step for step in todo(root, "progressive").steps}
         gone = {name for name, step in made.items() if not (step.folder / "output").exists()}
@@ -67,8 +57,8 @@ def test_only_rounds_go_and_their_records_stay(tmp_path: Path) -> None:
 
 def test_what_is_needed_once_more_is_told_and_made_again(tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    with boundaries(Clock()):
-        drive(root, "progressive")
+    with doubles(Clock()):
+        drive(root, ["progressive"], "final")
         before = {s.stage.name: s.entry.digest for s in todo(root, "progressive").steps if s.entry}
         last = next(step for step in todo(root, "progressive").steps if step.stage.name == "rl-2")
         third = next(step for step in todo(root, "progressive").steps if step.stage.name == "rl-3")
@@ -77,7 +67,7 @@ def test_what_is_needed_once_more_is_told_and_made_again(tmp_path: Path) -> None
         assert made["rl-2"].why == "its checkpoint was let go (run.keep=final), and rl-3 needs it: its output is gone"
         assert made["rl-1"].why == "its checkpoint was let go (run.keep=final), and sft-2 needs it"
         assert [made[n].action for n in ("data", "sft-1", "rl-1", "rl-3")] == ["reuse", "run", "run", "run"]
-        drive(root, "progressive")
+        drive(root, ["progressive"], "final")
         whole(root, "progressive")
         assert {s.stage.name: s.entry.digest for s in todo(root, "progressive").steps if s.entry} == before
         assert not (last.folder / "output").exists(), "and goes again"
@@ -97,33 +87,31 @@ def test_records_of_a_checkpoint_are_put_by(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_all_keeps_all(recipe: str, tmp_path: Path) -> None:
-    with boundaries(Clock()):
-        drive(tmp_path / "runs", recipe, policy="all")
+    with doubles(Clock()):
+        drive(tmp_path / "runs", [recipe], "all")
         assert all((step.folder / "output").exists() for step in todo(tmp_path / "runs", recipe).steps)
 
 
 def test_another_recipes_model_stays_even_before_it_is_evaluated(tmp_path: Path) -> None:
     """recipe=rl was killed between its model and the evaluation; data mixing, which only samples from it, must not take it."""
     root, clock = tmp_path / "runs", Clock()
-    with boundaries(clock):
-        drive(root, "rl", policy="all")
-        at = clock.names.index("eval-rl step 1") + 1
-        shutil.rmtree(root)
-        clock.arm(at)
-        with pytest.raises(Killed):
-            drive(root, "rl", policy="all")
-        clock.arm(-1)
-        drive(root, "data_mixing")
-        assert next(step for step in todo(root, "rl").steps if step.stage.name == "rl").action == "reuse"
-        drive(root, "rl")
+    drive(root, ["rl"], "all", clock)
+    at = clock.names.index("start eval-rl") + 1
+    shutil.rmtree(root)
+    with pytest.raises(Killed):
+        drive(root, ["rl"], "all", Clock(at))
+    drive(root, ["data_mixing"], "final")
+    (steps,) = drive(root, ["rl"], "final")
+    assert next(step for step in steps if step.stage.name == "rl").action == "reuse"
+    with doubles(Clock()):
         whole(root, "rl")
         whole(root, "data_mixing")
 
 
 def test_what_an_unfinished_stage_of_another_recipe_reads_stays(tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    with boundaries(Clock()):
-        drive(root, "interleaved", policy="all")
+    with doubles(Clock()):
+        drive(root, ["interleaved"], "all")
         made = todo(root, "interleaved")
         first = next(step for step in made.steps if step.stage.name == "rl-1")
         assert first.folder / "output" in {item.path for item in keep.spent(root, [made], set())}
@@ -135,28 +123,25 @@ def test_what_an_unfinished_stage_of_another_recipe_reads_stays(tmp_path: Path) 
 
 runs = st.lists(
     st.tuples(st.lists(st.sampled_from(RECIPES), min_size=1, max_size=2, unique=True), st.sampled_from(retention.POLICIES),
-              st.none() | st.integers(1, 250)),
+              st.none() | st.integers(1, 60)),
     min_size=1, max_size=4,
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=12, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # shrinking takes minutes
+@settings(deadline=None, max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # shrinking takes minutes
 @given(runs)
 def test_whatever_runs_under_whatever_policy_nothing_needed_is_lost(
     tmp_path_factory: pytest.TempPathFactory, jobs: list[tuple[list[str], str, int | None]]
 ) -> None:
     """Sweeps in turn in one run directory, some killed at a boundary and repeated."""
-    root, clock, done = tmp_path_factory.mktemp("keep") / "runs", Clock(), set[str]()
-    with boundaries(clock):
-        for recipes, policy, kill in jobs:
-            clock.arm(kill or -1)
-            try:
-                drive(root, *recipes, policy=policy)
-            except Killed:
-                clock.arm(-1)
-                drive(root, *recipes, policy=policy)
-            clock.arm(-1)
-            done |= set(recipes)
+    root, done = tmp_path_factory.mktemp("keep") / "runs", set[str]()
+    for recipes, policy, kill in jobs:
+        try:
+            drive(root, recipes, policy, Clock(kill))
+        except Killed:
+            drive(root, recipes, policy)
+        done |= set(recipes)
+        with doubles(Clock()):
             for recipe in done:
                 whole(root, recipe)
     shutil.rmtree(root.parent)
@@ -195,8 +180,8 @@ def test_clean_shows_and_takes_by_the_same_policy(
     from synergy.compose import Task
 
     root = tmp_path / "runs"
-    with boundaries(Clock()):
-        drive(root, "progressive", policy="all")
+    with doubles(Clock()):
+        drive(root, ["progressive"], "all")
         monkeypatch.setattr(plan, "of_config", lambda cfg: todo(root, "progressive"))
         task = Task("progressive", "progressive", (), config("progressive", "run.keep=final"))
         clean.of_recipes([task], False, False)

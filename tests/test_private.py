@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from test_crashes import RECIPES, Clock, boundaries
-from test_crashes import todo as double
+from quick import RECIPES, Clock, doubles
+from quick import todo as double
 from test_driver import QUIET, Script, stage, todo
 from test_strategies import config
 
@@ -49,7 +49,7 @@ def test_the_search_finds_what_is_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_no_recipe_writes_a_secret_of_the_environment(recipe: str, tmp_path: Path, planted: None) -> None:
-    with boundaries(Clock()):
+    with doubles(Clock()):
         made = double(tmp_path / "runs", recipe)
         with state.recording(made, QUIET) as watch:
             execute.run(made, Limits(), watch)
