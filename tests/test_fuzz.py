@@ -143,7 +143,7 @@ def torn(text: str, seed: int) -> bytes:
     cut = rng.randrange(len(data) + 1)
     ways = (
         data, data, data, data[:cut], data[:cut] + rng.randbytes(3) + data[cut:], data[:cut] + b"\0" + data[cut:],
-        b"[" * 3000, b'{"a":' * 3000, b"9" * 6000, b"", b"\xef\xbb\xbf" + data, data.decode("utf-8", "replace").encode("utf-16"),
+        b"[" * 1500, b'{"a":' * 1500, b"9" * 6000, b"", b"\xef\xbb\xbf" + data, data.decode("utf-8", "replace").encode("utf-16"),
         data + data, b"&a [*a]", b"a: &a {b: *a}", b"? {a: b}\n: c", b"!!python/object/apply:os.system ['touch PLANTED']",
     )  # fmt: skip
     return rng.choice(ways)

@@ -126,7 +126,7 @@ def pruned(folder: Path, entry: Entry) -> bool:
         return False
     try:
         told = json.loads((folder / NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(told, dict) and told.get("content") == entry.digest
 
