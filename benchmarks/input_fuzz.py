@@ -1,4 +1,4 @@
-"""Does any config or file end in a traceback, a hang, or a file outside the run directory? The cases of tests/test_fuzz.py, longer.
+"""Does a config or file end in a traceback, a hang, or a file outside the run directory? tests/test_fuzz.py, longer.
 
 .envs/train/bin/python benchmarks/input_fuzz.py [minutes=10] [seed=0] [only=overrides]
 
@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from test_fuzz import CASES, fuzz
+from test_fuzz import CASES, fuzz  # noqa: E402
 
 ROUND = 25
 """Inputs of a case before the next one has its turn."""

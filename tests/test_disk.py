@@ -71,7 +71,8 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def save(step: int, size: int) -> str:
-    return f"mkdir -p $WORK/out/checkpoint-{step}; head -c {size} /dev/zero > $WORK/out/checkpoint-{step}/w; touch $WORK/out/checkpoint-{step}/whole; "
+    folder = f"$WORK/out/checkpoint-{step}"
+    return f"mkdir -p {folder}; head -c {size} /dev/zero > {folder}/w; touch {folder}/whole; "
 
 
 def test_a_stage_stops_before_its_next_checkpoint_would_not_fit(small: Path, tmp_path: Path) -> None:
@@ -79,7 +80,10 @@ def test_a_stage_stops_before_its_next_checkpoint_would_not_fit(small: Path, tmp
     model, root = base(tmp_path / "base", MB), small / "runs"
     root.mkdir()
     one = trained("one", "echo one > $WORK/result")
-    slow = save(1, 12 * MB) + f"head -c {50 * MB} /dev/zero > {small}/other; for i in 1 2 3 4 5 6 7 8 9; do echo $i; sleep 1; done; "
+    slow = (
+        save(1, 12 * MB)
+        + f"head -c {50 * MB} /dev/zero > {small}/other; for i in 1 2 3 4 5 6 7 8 9; do echo $i; sleep 1; done; "
+    )
     two = trained("two", slow + save(2, 12 * MB) + "echo two > $WORK/result", model="one")
     execute.run(todo(root, model, one), Limits(), QUIET)
     with pytest.raises(StageFailed) as told:
@@ -106,7 +110,16 @@ def test_a_disk_that_is_full_all_the_same_costs_nothing_published(
     execute.run(todo(root, model, one), Limits(), QUIET)
     before = (root / "ledger.jsonl").read_bytes()
     with pytest.raises(StageFailed, match=r"\[machine\]: the disk is full"):
-        execute.run(todo(root, model, one, replace(fills, settings={**fills.settings, "script": "set -e; " + fills.settings["script"]})), Limits(), QUIET)
+        execute.run(
+            todo(
+                root,
+                model,
+                one,
+                replace(fills, settings={**fills.settings, "script": "set -e; " + fills.settings["script"]}),
+            ),
+            Limits(),
+            QUIET,
+        )
     for file in root.glob("stages/*/work/w"):
         file.unlink()
     sly = trained("three", f"echo x > $WORK/result; head -c {200 * MB} /dev/zero > {small}/other; true", model="one")

@@ -35,9 +35,10 @@ from synergy.driver import plan as driver_plan
 from synergy.errors import UserError
 
 TEXTS = (
-    "", " ", "\0", "a\0b", "\ud800", "../../out.png", "/etc/passwd", "https://host/x.png", "x.png", "s/../x.png", "link.png",
-    "data:image/png;base64,AA", "[]", "{}", "null", "True", "1e999", "NaN", "-1", "9" * 5000, "é" * 300, "\u202e", "${oc.env:HOME}",
-    "${seed}", "${nope", "'", '"', "\\", "a=b", "a,b", "[1,2", "{a: 1}", "\\boxed{", "<image>" * 5, "\n\n", "A", "3", "level", "lab",
+    "", " ", "\0", "a\0b", "\ud800", "../../out.png", "/etc/passwd", "https://host/x.png", "x.png", "s/../x.png",
+    "link.png",     "data:image/png;base64,AA", "[]", "{}", "null", "True", "1e999", "NaN", "-1", "9" * 5000, "é" * 300, "\u202e",
+    "${oc.env:HOME}", "${seed}", "${nope", "'", '"', "\\", "a=b", "a,b", "[1,2", "{a: 1}", "\\boxed{",
+    "<image>" * 5, "\n\n", "A", "3", "level", "lab",
 )  # fmt: skip
 texts = st.sampled_from(TEXTS) | st.text(max_size=12)
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts | st.sampled_from([10**30, -1, 0, 1, 16, 2.5])
@@ -45,7 +46,8 @@ values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6
 )
 GOOD = {
-    "id": "a", "question": "How many?", "answer": "3", "images": ["x.png"], "choices": {"A": "3", "B": "4"}, "answer_type": None,
+    "id": "a", "question": "How many?", "answer": "3", "images": ["x.png"], "choices": {"A": "3", "B": "4"},
+    "answer_type": None,
     "trace": "<think>3</think>\\boxed{3}", "short": "3", "kind": "sum", "steps": 1, "level": 2, "passes": 9,
 }  # fmt: skip
 
@@ -106,11 +108,15 @@ def names() -> list[str]:
 
 @st.composite
 def overrides(draw: st.DrawFn) -> list[str]:
-    words = [f"recipe={draw(st.sampled_from(['progressive', 'sft', 'model_merging', 'base', 'checkpoints', 'data_mixing']))}"]
+    words = [
+        f"recipe={draw(st.sampled_from(['progressive', 'sft', 'model_merging', 'base', 'checkpoints', 'data_mixing']))}"
+    ]
     for _ in range(draw(st.integers(1, 4))):
         key = draw(st.sampled_from(names()) | texts)
         value = draw(texts | scalars.map(str) | values.map(lambda v: json.dumps(v, default=str)))
-        words.append(draw(st.sampled_from(["", "", "", "+", "++", "~"])) + key + draw(st.sampled_from(["=", "=", ""])) + value)
+        words.append(
+            draw(st.sampled_from(["", "", "", "+", "++", "~"])) + key + draw(st.sampled_from(["=", "=", ""])) + value
+        )
     return [word for word in words if not word.startswith("-") and "hydra" not in word]
 
 
@@ -143,7 +149,8 @@ def torn(text: str, seed: int) -> bytes:
     cut = rng.randrange(len(data) + 1)
     ways = (
         data, data, data, data[:cut], data[:cut] + rng.randbytes(3) + data[cut:], data[:cut] + b"\0" + data[cut:],
-        b"[" * 1500, b'{"a":' * 1500, b"9" * 6000, b"", b"\xef\xbb\xbf" + data, data.decode("utf-8", "replace").encode("utf-16"),
+        b"[" * 1500, b'{"a":' * 1500, b"9" * 6000, b"", b"\xef\xbb\xbf" + data,
+        data.decode("utf-8", "replace").encode("utf-16"),
         data + data, b"&a [*a]", b"a: &a {b: *a}", b"? {a: b}\n: c", b"!!python/object/apply:os.system ['touch PLANTED']",
     )  # fmt: skip
     return rng.choice(ways)
@@ -169,8 +176,21 @@ def case_records(given: tuple[list[dict[str, Any]], int]) -> None:
         for file in (root / "source").iterdir():
             shutil.copy2(file, root / "runs/source" / file.name, follow_symlinks=False)
         (root / "runs/source/r.jsonl").write_bytes(_jsonl(*given))
-        common = {"source": "folder", "inputs_source": str(root / "runs/source"), "base": str(lab.BASE), "seed": 0, "sizes": {}}
-        train = {"part": "train", "train": "r.jsonl", "validation": None, "limit": None, "instruction": "Think.", "cutoff_len": 256}
+        common = {
+            "source": "folder",
+            "inputs_source": str(root / "runs/source"),
+            "base": str(lab.BASE),
+            "seed": 0,
+            "sizes": {},
+        }
+        train = {
+            "part": "train",
+            "train": "r.jsonl",
+            "validation": None,
+            "limit": None,
+            "instruction": "Think.",
+            "cutoff_len": 256,
+        }
         bench = {"part": "benchmarks", "benchmarks": [{"name": "B", "records": "r.jsonl", "kind": "open"}]}
         for number, spec in enumerate((train, bench)):
             file = root / "runs/spec.json"
@@ -195,11 +215,14 @@ def case_levels(given: tuple[Any, int]) -> None:
 PICTURE = io.BytesIO()
 Image.new("RGB", (28, 28)).save(PICTURE, "PNG")
 LEVELLED = {
-    "id": "1", "question": "q", "answer": "3", "level": 1, "options": "[]", "choices": [], "query": "q", "query_cot": "q", "pid": "1",
+    "id": "1", "question": "q", "answer": "3", "level": 1, "options": "[]", "choices": [], "query": "q", "query_cot": "q",
+    "pid": "1",
     "sample_index": "1", "index": 1, "answer_type": "integer", "precision": 1, "metadata": {"task": "t"},
-    **dict.fromkeys(["image", "decoded_image", "image_1"], {"bytes": PICTURE.getvalue(), "path": None}),
+    **{name: {"bytes": PICTURE.getvalue(), "path": None} for name in ("image", "decoded_image", "image_1")},
 }  # fmt: skip
-cells = st.dictionaries(st.sampled_from(list(LEVELLED)), scalars | st.binary(max_size=20) | st.lists(texts, max_size=3), max_size=2)
+cells = st.dictionaries(
+    st.sampled_from(list(LEVELLED)), scalars | st.binary(max_size=20) | st.lists(texts, max_size=3), max_size=2
+)
 
 
 def case_parquet(given: tuple[str, dict[str, Any], int]) -> None:
@@ -223,7 +246,8 @@ def case_parquet(given: tuple[str, dict[str, Any], int]) -> None:
 
 base = functools.cache(lambda: config("base"))
 ENTRY = {
-    "key": "k", "kind": "sft", "name": "one", "output": "stages/sft-k/output", "digest": "d", "fingerprint": "f", "identity": {},
+    "key": "k", "kind": "sft", "name": "one", "output": "stages/sft-k/output", "digest": "d", "fingerprint": "f",
+    "identity": {},
     "inputs": {}, "figures": {}, "started": 1.0, "seconds": 1.0, "peak_memory": 1, "attempt": 1, "schema": 1,
 }  # fmt: skip
 changed = st.dictionaries(st.sampled_from([*ENTRY, "new"]), values, max_size=3)
@@ -261,7 +285,9 @@ def fuzz(name: str, examples: int, seed: int | None = None) -> None:
     case, strategy, _ = CASES[name]
     phases = [Phase.explicit, Phase.reuse, Phase.generate]  # shrinking takes minutes
 
-    @settings(max_examples=examples, deadline=None, phases=phases, suppress_health_check=list(HealthCheck), database=None)
+    @settings(
+        max_examples=examples, deadline=None, phases=phases, suppress_health_check=list(HealthCheck), database=None
+    )
     @given(strategy)
     def trial(drawn: Any) -> None:
         case(drawn)
@@ -303,8 +329,8 @@ def test_a_row_names_no_picture_outside_its_folder(name: str, told: str) -> None
         shutil.copytree(root / "source", source, symlinks=True)
         (source / "deep").symlink_to(root / "outside")
         (source / "r.jsonl").write_text(json.dumps({**GOOD, "images": [name]}) + "\n")
-        spec = {"source": "folder", "inputs_source": str(source), "base": str(lab.BASE), "train": "r.jsonl", "validation": None,
-                "limit": None, "instruction": "", "cutoff_len": 256, "part": "train", "out": str(root / "runs/out")}  # fmt: skip
+        spec = {"source": "folder", "inputs_source": str(source), "base": str(lab.BASE), "train": "r.jsonl",
+                "validation": None, "limit": None, "instruction": "", "cutoff_len": 256, "part": "train", "out": str(root / "runs/out")}  # fmt: skip
         with pytest.raises(UserError, match=told):
             prepare.train(spec, root / "runs/out")
         assert not list((root / "runs/out").rglob("*.png"))
@@ -330,7 +356,9 @@ def test_a_benchmarks_name_names_no_file_elsewhere(tmp_path: Path) -> None:
         driver_plan.of_config(config("base", "evaluate.benchmarks.0.name='../../x'", f"run.dir={tmp_path}"))
 
 
-@pytest.mark.parametrize("row", [{"choices": [1]}, {"id": {}}, {"question": 3}, {"level": True}, {"trace": 5}, {"steps": "x"}])
+@pytest.mark.parametrize(
+    "row", [{"choices": [1]}, {"id": {}}, {"question": 3}, {"level": True}, {"trace": 5}, {"steps": "x"}]
+)
 def test_fields_of_another_type_are_told(row: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"r\.jsonl:1: "):
         records.parse({**GOOD, **row}, "r.jsonl:1")

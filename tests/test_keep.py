@@ -29,7 +29,10 @@ from synergy.errors import UserError
 def finals(made: Plan) -> set[Path]:
     """Checkpoints that a plan evaluates or ends with."""
     models = [step for step in made.steps if step.stage.kind in MODELS]
-    users = {step.stage.name: [u.stage.kind for u in made.steps if step.stage.name in u.stage.inputs.values()] for step in models}
+    users = {
+        step.stage.name: [u.stage.kind for u in made.steps if step.stage.name in u.stage.inputs.values()]
+        for step in models
+    }
     return {step.folder for step in models if not users[step.stage.name] or "evaluate" in users[step.stage.name]}
 
 
@@ -50,7 +53,9 @@ def test_only_rounds_go_and_their_records_stay(tmp_path: Path) -> None:
         gone = {name for name, step in made.items() if not (step.folder / "output").exists()}
         assert gone == {"sft-1", "rl-1", "sft-2", "rl-2"}
         for name in gone:
-            assert {"README.md", "manifest.json", "attempt-1", "pruned.json"} <= {p.name for p in made[name].folder.iterdir()}
+            assert {"README.md", "manifest.json", "attempt-1", "pruned.json"} <= {
+                p.name for p in made[name].folder.iterdir()
+            }
             assert made[name].why.endswith("its checkpoint was let go, and nothing here needs it")
         assert len(ledger.read(root / "ledger.jsonl")) == len(made)
 
@@ -128,7 +133,9 @@ runs = st.lists(
 )  # fmt: skip
 
 
-@settings(deadline=None, max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # shrinking takes minutes
+@settings(
+    deadline=None, max_examples=20, phases=[Phase.explicit, Phase.reuse, Phase.generate]
+)  # shrinking takes minutes
 @given(runs)
 def test_whatever_runs_under_whatever_policy_nothing_needed_is_lost(
     tmp_path_factory: pytest.TempPathFactory, jobs: list[tuple[list[str], str, int | None]]

@@ -1,4 +1,4 @@
-"""What listens, listens on loopback: our vLLM server by its command line, Ray and what verl starts through Ray's own setting."""
+"""What listens, listens on loopback: our vLLM server by its command line, Ray and what verl starts by Ray's own setting."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ CLUSTER = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
 import ray
-context = ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=80_000_000, _temp_dir=sys.argv[2])
+sizes = {"num_cpus": 1, "object_store_memory": 80_000_000}
+context = ray.init(**sizes, include_dashboard=False, log_to_driver=False, _temp_dir=sys.argv[2])
 
 @ray.remote
 def address():
@@ -57,7 +58,7 @@ def test_ray_and_what_asks_it_for_its_address_listen_on_loopback(tmp_path: Path)
         env = {**os.environ, WORDS: "0", "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
         child = subprocess.Popen(
             [sys.executable, "-c", CLUSTER, str(paths.ROOT), short],
-            env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         try:
             assert child.stdout is not None

@@ -1,4 +1,4 @@
-"""Rows of data come from elsewhere: what in them no file of ours can hold, and paths by which they would read or write elsewhere."""
+"""Rows of data come from elsewhere: what in them no file can hold, and paths by which they would read or write elsewhere."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check(row: Mapping[str, Any], where: str) -> None:
     for name in row.get("images") or ():
         if problem := astray(name):
             raise UserError(
-                f"{where}: image {name[:200]!r} {problem}; put the picture into the folder of the records and name it from there"
+                f"{where}: image {name[:200]!r} {problem}; put the picture into the records' folder and name it from there"
             )
 
 

@@ -188,9 +188,7 @@ def _run_command(command: Command, job: Job, limits: Limits, watch: Watcher, ste
         command = warm.command(command, PATIENCE if kind.FRAMEWORKS else 0.0)
     beside = warm.mark if warm is not None else None
     killed = failure.memory_kills()
-    outcome = process.run(
-        command, job.key, _log(job), tick, alive, limits.stall_seconds, beside, limits.stage_seconds
-    )
+    outcome = process.run(command, job.key, _log(job), tick, alive, limits.stall_seconds, beside, limits.stage_seconds)
     (job.attempt / "outcome.json").write_text(
         json.dumps({"code": outcome.code, "seconds": outcome.seconds, "peak_memory": outcome.peak_memory}) + "\n"
     )

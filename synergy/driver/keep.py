@@ -7,8 +7,6 @@ the plan reuses what was made from it, and runs the stage again if something nee
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -54,7 +54,7 @@ def read(path: Path) -> dict[str, Entry]:
     return {entry.key: entry for entry in entries}
 
 
-_TYPES = {"str": str, "int": int, "float": (int, float), "dict": dict}
+_TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "dict": dict}
 
 
 def _entry(row: Mapping[str, Any]) -> Entry | None:

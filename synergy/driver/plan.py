@@ -83,7 +83,9 @@ def make(
     again: dict[str, str] = {}
     while True:  # once, unless a checkpoint that was let go is needed
         steps = _steps(planned, externals, space, pythons, again)
-        gone = {name for name, step in steps.items() if step.action == "reuse" and not (step.folder / "output").exists()}
+        gone = {
+            name for name, step in steps.items() if step.action == "reuse" and not (step.folder / "output").exists()
+        }
         more = {
             name: f"{step.stage.name} needs it" + (f": {step.why}" if step.stage.name not in again else "")
             for step in steps.values()

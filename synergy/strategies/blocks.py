@@ -55,7 +55,7 @@ def benchmarks(cfg: Config, levelled: bool = True) -> Stage:
     names = [bench.name for bench in cfg.evaluate.benchmarks]
     if wrong := [name for name in names if not re.fullmatch(r"\w[\w.+-]*", name)]:
         raise UserError(
-            f"evaluate.benchmarks: {wrong[0]!r} can't name one, since files are named by it: letters, digits, '.', '_', '+', '-'"
+            f"evaluate.benchmarks: {wrong[0]!r} can't name one, since files bear it: letters, digits, '.', '_', '+', '-'"
         )
     if len(set(names)) != len(names):
         raise UserError(f"evaluate.benchmarks: two have the same name: {', '.join(names)}")
