@@ -2,7 +2,8 @@
 
 Without a recipe: leftovers, which nothing needs any more. With recipes (``-m`` for several, as for ``run``): also every
 finished stage that none of them needs, and with ``run.keep=final`` the checkpoints that their rounds left in between.
-With ``--unfinished``: also stages that were begun and not finished. Nothing is deleted without ``--yes``, and never while a driver works there.
+With ``--unfinished``: also stages that were begun and not finished. Nothing is deleted without ``--yes``, and never while a
+driver works there.
 """
 
 from __future__ import annotations

@@ -36,8 +36,9 @@ from synergy.errors import UserError
 
 TEXTS = (
     "", " ", "\0", "a\0b", "\ud800", "../../out.png", "/etc/passwd", "https://host/x.png", "x.png", "s/../x.png",
-    "link.png",     "data:image/png;base64,AA", "[]", "{}", "null", "True", "1e999", "NaN", "-1", "9" * 5000, "é" * 300, "\u202e",
-    "${oc.env:HOME}", "${seed}", "${nope", "'", '"', "\\", "a=b", "a,b", "[1,2", "{a: 1}", "\\boxed{",
+    "link.png",     "data:image/png;base64,AA", "[]", "{}", "null",
+    "True", "1e999", "NaN", "-1", "9" * 5000,
+    "é" * 300, "\u202e", "${oc.env:HOME}", "${seed}", "${nope", "'", '"', "\\", "a=b", "a,b", "[1,2", "{a: 1}", "\\boxed{",
     "<image>" * 5, "\n\n", "A", "3", "level", "lab",
 )  # fmt: skip
 texts = st.sampled_from(TEXTS) | st.text(max_size=12)
@@ -330,7 +331,8 @@ def test_a_row_names_no_picture_outside_its_folder(name: str, told: str) -> None
         (source / "deep").symlink_to(root / "outside")
         (source / "r.jsonl").write_text(json.dumps({**GOOD, "images": [name]}) + "\n")
         spec = {"source": "folder", "inputs_source": str(source), "base": str(lab.BASE), "train": "r.jsonl",
-                "validation": None, "limit": None, "instruction": "", "cutoff_len": 256, "part": "train", "out": str(root / "runs/out")}  # fmt: skip
+                "validation": None, "limit": None, "instruction": "", "cutoff_len": 256, "part": "train",
+                "out": str(root / "runs/out")}  # fmt: skip
         with pytest.raises(UserError, match=told):
             prepare.train(spec, root / "runs/out")
         assert not list((root / "runs/out").rglob("*.png"))
