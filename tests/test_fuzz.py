@@ -364,3 +364,15 @@ def test_a_benchmarks_name_names_no_file_elsewhere(tmp_path: Path) -> None:
 def test_fields_of_another_type_are_told(row: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=r"r\.jsonl:1: "):
         records.parse({**GOOD, **row}, "r.jsonl:1")
+
+
+def test_a_parquet_file_with_a_damaged_schema_is_told(tmp_path: Path) -> None:
+    """Found by the longer run: a column's name that is no UTF-8."""
+    with pytest.raises(UserError, match="can't be read as parquet|damaged"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.Table.from_pylist([LEVELLED]), tmp_path / "x.parquet")
+        data = (tmp_path / "x.parquet").read_bytes()
+        (tmp_path / "x.parquet").write_bytes(data.replace(b"query_cot", b"qu\xff\xffy_cot"))
+        tagged.write(tagged.Source("B", tmp_path, "mmstar", level="level"), tmp_path / "B.tsv")

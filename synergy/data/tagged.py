@@ -113,7 +113,7 @@ def _columns(source: Source, files: Sequence[Path]) -> list[str]:
     for file in files:
         try:
             names = pq.read_schema(file).names
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise source.wrong(f"{file} can't be read as parquet ({error})") from error
         if missing := sorted(needed - set(names)):
             no_level = "; levels are read from the column that 'level' names, and no other" * (source.level in missing)
