@@ -368,7 +368,7 @@ def test_fields_of_another_type_are_told(row: dict[str, Any]) -> None:
 
 def test_a_parquet_file_with_a_damaged_schema_is_told(tmp_path: Path) -> None:
     """Found by the longer run: a column's name that is no UTF-8."""
-    with pytest.raises(UserError, match="can't be read as parquet|damaged"):
+    with pytest.raises(UserError, match=r"can't be read as parquet|damaged"):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
