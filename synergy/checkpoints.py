@@ -58,8 +58,8 @@ def read(file: Path) -> list[Checkpoint]:
         told = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"checkpoints={file}: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"checkpoints={file} is no YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"checkpoints={file} is no YAML: {' '.join(str(error).split())[:500]}") from error
     except UserError as error:
         raise UserError(f"checkpoints={file}, {error}") from error
     if not isinstance(told, Mapping) or not told:

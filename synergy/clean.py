@@ -1,8 +1,9 @@
 """``python -m synergy.clean [RUN] [recipe=… …]``: what in a run directory may go, and with ``--yes`` it goes.
 
 Without a recipe: leftovers, which nothing needs any more. With recipes (``-m`` for several, as for ``run``): also every
-finished stage that none of them needs. With ``--unfinished``: also stages that were begun and not finished. Nothing is
-deleted without ``--yes``, and never while a driver works there.
+finished stage that none of them needs, and with ``run.keep=final`` the checkpoints that their rounds left in between.
+With ``--unfinished``: also stages that were begun and not finished. Nothing is deleted without ``--yes``, and never while a
+driver works there.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from synergy import cli
-from synergy.driver import ledger, plan, retention
+from synergy.driver import keep, ledger, plan, retention
 from synergy.driver.retention import Item
 from synergy.errors import UserError
 from synergy.report import form
@@ -51,6 +52,8 @@ def of_recipes(tasks: list[Task], unfinished: bool, act: bool) -> None:
     if unfinished:
         wanted = {step.folder for todo in plans for step in todo.steps}
         items += [item for item in retention.unfinished(root, entries) if item.path not in wanted]
+    if all(task.cfg.run.keep == "final" for task in tasks):
+        items += keep.spent(root, plans, keep.pending(plans))
     going = {item.path for item in items}
     _settle(root, items + [i for i in retention.leftovers(root, entries) if i.path.parent not in going], act)
 

@@ -7,6 +7,7 @@ overrides of Hydra's own settings.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from synergy import paths
 from synergy.config import Config
@@ -77,11 +80,23 @@ def _compose(argv: Sequence[str]) -> list[tuple[list[str], Any]]:
         if MANY & set(argv):
             parsed = OverridesParser.create(config_loader=inner.config_loader).parse_overrides(words)
             (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-        composed = [(job, inner.compose_config("config", job, RunMode.RUN)) for job in jobs]
+        composed = [(job, _config(inner, job)) for job in jobs]
     for _, cfg in composed:
         with open_dict(cfg):
             del cfg["hydra"]
     return composed
+
+
+def _config(inner: Any, job: list[str]) -> Any:
+    try:
+        return inner.compose_config("config", job, RunMode.RUN)
+    except (HydraException, OmegaConfBaseException):
+        raise
+    except Exception as error:  # Hydra asserts what it has not checked, such as a key of no name
+        raise UserError(
+            f"these words can't be put together ({type(error).__name__} {str(error)[:200]}): {shlex.join(job)[:500]}; each is "
+            "key=value, +key=value for a new key, or ~key; see synergy run --help"
+        ) from error
 
 
 def _main() -> list[tuple[list[str], Any]]:

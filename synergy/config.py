@@ -214,6 +214,9 @@ class Run:
     """Import the frameworks' libraries once for all stages (synergy/driver/warm.py). Not for machines with accelerators."""
     verify: bool = True
     """Before a stage starts, show by a forward pass that its framework reads its model as it is (synergy/driver/forward.py)."""
+    keep: str = "all"
+    """Which finished checkpoints stay. all: every stage's. final: those that are evaluated or that a recipe ends with; what
+    rounds left in between goes once nothing planned needs it, and is made again should something else need it."""
     keep_work: bool = False
     """Keep the frameworks' own checkpoints after a stage is published."""
 

@@ -112,6 +112,7 @@ def complete(jobs: Sequence[Job]) -> Missing:
     run.require_space(plans)
     failed: Missing = []
     broken: set[Path] = set()
+    stopped: list[Plan] = []
     with warm.beside(left[0][0].cfg.run.warm, plans) as server:
         for number, (task, _) in enumerate(left, 1):
             print(f"job {number} of {len(left)}: {task.name}", flush=True)
@@ -120,10 +121,11 @@ def complete(jobs: Sequence[Job]) -> Missing:
                 stuck = next((step.stage.name for step in todo.steps if step.folder in broken), None)
                 if stuck is not None:
                     raise StageFailed(f"it builds on stage {stuck}, which failed")
-                run.finish(task.cfg, todo, server)
+                run.finish(task.cfg, todo, server, [todo, *plans[number:], *stopped])
             except (UserError, StageFailed) as error:
                 failed.append((task, error))
                 after = driver_plan.of_config(task.cfg)
+                stopped.append(after)
                 broken |= set([step.folder for step in after.steps if step.action != "reuse"][:1])
     return failed
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from synergy import cli, stages
 from synergy.compose import Task
 from synergy.config import Config, Run
-from synergy.driver import disk, display, execute, identity, plan, sharing, state, warm
+from synergy.driver import disk, display, execute, identity, keep, plan, sharing, state, warm
 from synergy.driver.execute import Limits
 from synergy.driver.plan import Plan
 from synergy.report import results
@@ -29,7 +29,8 @@ def action(tasks: list[Task]) -> None:
             if task.of > 1:
                 print(f"job {task.number} of {task.of}: {task.name}", flush=True)
             with task.telling(STOPPED):
-                _run(task.cfg, todo if task.number == 1 else plan.of_config(task.cfg, fetch=True), server)
+                now = todo if task.number == 1 else plan.of_config(task.cfg, fetch=True)
+                _run(task.cfg, now, server, [now, *plans[task.number :]])
     ends = [(task, plan.of_config(task.cfg)) for task in tasks] if len(tasks) > 1 else []
     if any(results.evaluates(todo) for _, todo in ends):
         from synergy.report import sweep_page
@@ -56,15 +57,17 @@ def preflight(tasks: Sequence[Task], plans: Sequence[Plan]) -> None:
                     stages.kind(step.stage.kind).check(step.stage, todo.pythons)
 
 
-def finish(cfg: Config, todo: Plan, server: warm.Warm | None) -> None:
-    """Runs what is not finished of a plan."""
+def finish(cfg: Config, todo: Plan, server: warm.Warm | None, plans: Sequence[Plan]) -> None:
+    """Runs what is not finished of a plan. plans: this one, and all others of the command that are not done: what they need
+    stays."""
+    keeper = keep.Keeper.of(cfg.run.keep, plans)
     plan.require_space(todo.space, disk.needed(todo.steps))
     with display.watcher(todo.steps) as screen, state.recording(todo, screen) as watch:
-        execute.run(todo, _limits(cfg.run), watch, server)
+        execute.run(todo, _limits(cfg.run), watch, server, keeper)
 
 
-def _run(cfg: Config, todo: Plan, server: warm.Warm | None) -> None:
-    finish(cfg, todo, server)
+def _run(cfg: Config, todo: Plan, server: warm.Warm | None, plans: Sequence[Plan]) -> None:
+    finish(cfg, todo, server, plans)
     if not results.evaluates(todo):
         print(f"{todo.steps[-1].stage.note}: {todo.steps[-1].folder / 'output'}")
         return

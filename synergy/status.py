@@ -16,7 +16,7 @@ from rich.progress import track
 from rich.table import Table
 
 from synergy import cli
-from synergy.driver import ledger, manifest, state
+from synergy.driver import ledger, manifest, retention, state
 from synergy.driver.state import StageState, State
 from synergy.errors import UserError
 from synergy.report import form
@@ -42,12 +42,16 @@ def verify(root: Path, console: Console) -> bool:
     """Whether all finished stages are what was published; tells of each that is not."""
     entries = ledger.read(root / "ledger.jsonl")
     good = True
-    for entry in track(entries.values(), "reading", console=console, transient=True):
+    there = [entry for entry in entries.values() if not retention.pruned((root / entry.output).parent, entry)]
+    for entry in track(there, "reading", console=console, transient=True):
         wrong = manifest.verify(root, entry.output, entry.digest)
         if wrong is not None:
             good = False
             console.print(f"[red]damaged[/]: {escape(wrong)}. Put it back, or the next run makes it anew")
-    console.print(f"{len(entries)} finished stages read" + (", all as published" if good else ""))
+    gone = len(entries) - len(there)
+    if gone:
+        console.print(f"{gone} checkpoints were let go (run.keep=final)")
+    console.print(f"{len(there)} finished stages read" + (", all as published" if good else ""))
     return good
 
 

@@ -82,6 +82,7 @@ RUNTIME: dict[str, Any] = {
     "run.stage_hours": 1.0,
     "run.retries": 5,
     "run.warm": False,
+    "run.keep": "final",
     "run.keep_work": True,
     "run.verify": False,
 }

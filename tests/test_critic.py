@@ -110,8 +110,9 @@ def test_a_checkpoint_without_its_critic_is_stepped_over(harm: str, tmp_path: Pa
 
 
 def test_the_critic_takes_its_disk(tmp_path: Path) -> None:
-    sizes = [disk.of_step(Step(stage(name), "k", {}, tmp_path, {}, "run", ""), 100) for name in ("rl", PPO)]
-    assert sizes[1] - sizes[0] == 100 * disk.KEPT_CHECKPOINTS * disk.CRITIC_FACTOR
+    inputs, count = {"base": lab.BASE}, disk.parameters(lab.BASE)
+    sizes = [disk.of_step(Step(stage(name), "k", {}, tmp_path, inputs, "run", ""), 100) for name in ("rl", PPO)]
+    assert sizes[1] - sizes[0] == (2 + 1) * count * (disk.WHOLE + disk.MOMENTS), "two are kept, one is being written"
 
 
 def test_value_loss_and_explained_variance_are_kept(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from synergy.data import checks, levels, records, writers
+from synergy.data import checks, levels, records, untrusted, writers
 from synergy.data.prompt import query
 from synergy.data.records import Record
 from synergy.errors import UserError
@@ -50,13 +50,13 @@ def test_an_id_used_twice_and_a_missing_file_are_refused(tmp_path: Path) -> None
         records.read(tmp_path / "absent.jsonl")
 
 
-plain = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20)
+plain = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
 made = st.builds(
     Record,
     id=plain,
     question=plain,
     answer=plain,
-    images=st.lists(plain, max_size=2).map(tuple),
+    images=st.lists(plain.filter(lambda name: untrusted.astray(name) is None), max_size=2).map(tuple),
     choices=st.none() | st.dictionaries(st.sampled_from("ABCD"), plain, min_size=1),
     trace=st.none() | plain,
     level=st.none() | st.integers(1, 5),

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from test_private import PLANTED, found
 
 from reward_fns.accuracy_format import compute_score
 from synergy import lab, paths
@@ -51,7 +52,8 @@ def argv(root: Path, *words: str) -> list[str]:
 
 
 def run(root: Path, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(argv(root, *words), capture_output=True, text=True, cwd=paths.PACKAGE.parent)
+    env = {**os.environ, **PLANTED}
+    done = subprocess.run(argv(root, *words), capture_output=True, text=True, cwd=paths.PACKAGE.parent, env=env)
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-6000:]
     return done
 
@@ -131,6 +133,10 @@ def test_the_same_command_reuses_everything_within_seconds(finished: Path) -> No
     assert time.monotonic() - started < 60
     assert done.stdout.count("reused") == len(entries(finished))
     assert (finished / "ledger.jsonl").read_bytes() == before
+
+
+def test_no_secret_of_the_environment_is_written_anywhere(finished: Path) -> None:
+    assert found(finished) == []
 
 
 def test_no_process_is_left(finished: Path) -> None:

@@ -146,3 +146,10 @@ fork_server.start()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and "started 1 threads" in done.stderr
+
+
+def test_only_this_user_reaches_it(python: str) -> None:
+    folder = Path(python).parent
+    assert soon(lambda: (folder / "socket").exists())
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / "socket").stat().st_mode & 0o777 == 0o600

@@ -90,7 +90,7 @@ def test_what_builds_on_a_failed_stage_is_not_tried_again(
     monkeypatch.setattr(run, "preflight", lambda tasks, plans: None)
     begun = []
 
-    def finish(cfg: Config, todo: Plan, server: object) -> None:
+    def finish(cfg: Config, todo: Plan, server: object, plans: object) -> None:
         begun.append(cfg.recipe["strategy"])
         raise StageFailed("stage sft broke")
 

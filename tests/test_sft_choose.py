@@ -11,6 +11,7 @@ import pytest
 from conftest import make_checkpoint
 from test_strategies import plan
 
+from synergy import lab
 from synergy.driver import disk
 from synergy.driver.plan import Step
 from synergy.errors import StageFailed, UserError
@@ -77,8 +78,9 @@ def test_what_would_choose_wrongly_is_refused() -> None:
 
 def test_a_checkpoint_per_epoch_takes_its_disk(tmp_path: Path) -> None:
     for name, kept in (("sft", 2), ("ablation/sft_best_epoch", 3)):
-        step = Step(plan(name)["sft"], "k", {}, tmp_path, {}, "run", "")
-        assert disk.of_step(step, 100) == 100 * (1 + kept * disk.OPTIMIZER_FACTOR)
+        step = Step(plan(name)["sft"], "k", {}, tmp_path, {"base": lab.BASE}, "run", "")
+        native = (kept + 1) * (disk.WHOLE + disk.MOMENTS) + disk.WHOLE  # one is being written; and the final model
+        assert disk.of_step(step, 100) == 100 + native * disk.parameters(lab.BASE)
 
 
 @pytest.mark.parametrize(("count", "ratio"), [(1, 0.0), (64, 0.0), (320, 0.05)])

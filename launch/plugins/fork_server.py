@@ -77,6 +77,7 @@ def start(folder: Path | None = None) -> Path:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     aside = folder / "opening"
     listener.bind(str(aside))
+    aside.chmod(0o600)
     listener.listen(64)
     multiprocessing.set_executable(str(python))
     me = os.getpid()

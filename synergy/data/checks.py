@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reward_fns import gold
+from synergy.data import untrusted
 from synergy.data.prompt import query
 from synergy.data.records import Record
 from synergy.errors import UserError
@@ -90,11 +91,11 @@ def images(records: Sequence[Record], media: Path, cells: ImageGrid, whole: bool
             if name in counts:
                 continue
             try:
-                with Image.open(media / name) as picture:
+                with Image.open(untrusted.inside(media, name)) as picture:
                     if whole:
                         picture.load()
                     width, height = picture.size
-            except (OSError, SyntaxError, ValueError) as error:
+            except Exception as error:  # whatever a damaged picture makes the decoder raise
                 raise UserError(f"record {record.id!r}: image {media / name} can't be opened ({error})") from error
             if min(width, height) < cells.cell:
                 raise UserError(

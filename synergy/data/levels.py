@@ -56,7 +56,7 @@ def read(file: Path) -> dict[str, int]:
     """Passes by id, as ``of_benchmarks`` writes them. Raises UserError for anything else."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: can't be read as JSON ({error})") from error
     good = isinstance(found, dict) and all(type(n) is int and 0 <= n <= LEVEL_RUNS for n in found.values())
     if not good or not found:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from synergy.data import untrusted
 from synergy.errors import UserError
 
 THRESHOLDS = (12, 8, 5, 2)
@@ -41,6 +42,26 @@ class Record:
 NAMES = frozenset(f.name for f in fields(Record))
 
 
+def _whole(low: int, high: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_choices(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(map(_is_text, value.values()))
+
+
+_OPTIONAL: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "choices": (_is_choices, "a map of letters to texts"),
+    **dict.fromkeys(("answer_type", "trace", "short", "kind", "source"), (_is_text, "text")),
+    "level": (_whole(1, 5), "a level of 1 to 5"),
+    "passes": (_whole(0, LEVEL_RUNS), f"a count of 0 to {LEVEL_RUNS} right runs"),
+}
+
+
 def level(passes: int, runs: int = LEVEL_RUNS) -> int:
     """Difficulty level of a question that was solved ``passes`` times. Raises ValueError unless 0 <= passes <= runs == 16."""
     if runs != LEVEL_RUNS or not 0 <= passes <= runs:
@@ -62,13 +83,18 @@ def parse(row: Any, where: str) -> Record:
     if missing:
         raise UserError(f"{where}: the record lacks {sorted(missing)}; it has {sorted(row)}")
     known = {name: value for name, value in row.items() if name in NAMES}
+    for name, (good, wanted) in _OPTIONAL.items():
+        if known.get(name) is not None and not good(known[name]):
+            raise UserError(f"{where}: {name!r} is {wanted}, not {json.dumps(known[name], default=str)[:80]}")
     images = known.get("images") or []
     if not isinstance(images, list) or not all(isinstance(i, str) for i in images):
         raise UserError(f"{where}: 'images' is a list of paths relative to the file")
     if not isinstance(known["answer"], (str, int, float)) or isinstance(known["answer"], bool):
         raise UserError(f"{where}: 'answer' is one final answer as text, not {json.dumps(known['answer'])[:80]}")
+    untrusted.check(known, where)
     text = {name: str(known[name]) for name in ("id", "question", "answer")}
-    return Record(**{**known, **text, "images": tuple(images)})
+    given = {name: value for name, value in known.items() if value is not None}
+    return Record(**{**given, **text, "images": tuple(images)})
 
 
 def read(path: Path) -> list[Record]:
@@ -97,7 +123,7 @@ def lines(path: Path) -> Iterator[tuple[str, Any]]:
         raise UserError(
             f"{path}: can't be read ({error.strerror}); check data.source and the file names below data"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON lines in UTF-8 ({error})") from error
 
 

@@ -113,7 +113,7 @@ def _columns(source: Source, files: Sequence[Path]) -> list[str]:
     for file in files:
         try:
             names = pq.read_schema(file).names
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise source.wrong(f"{file} can't be read as parquet ({error})") from error
         if missing := sorted(needed - set(names)):
             no_level = "; levels are read from the column that 'level' names, and no other" * (source.level in missing)
@@ -122,19 +122,31 @@ def _columns(source: Source, files: Sequence[Path]) -> list[str]:
 
 
 def _rows(source: Source, files: Sequence[Path], columns: list[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(file and row, row) of all files in order."""
-    import pyarrow.parquet as pq
+    """(file and row, row) of all files in order. Raises UserError where a file is damaged."""
+    import pyarrow as pa
 
     for file in files:
         number = 0
-        with pq.ParquetFile(file, pre_buffer=False) as table:
-            there = set(table.schema_arrow.names)
-            for batch in table.iter_batches(
-                BATCH, columns=[name for name in columns if name in there], use_threads=False
-            ):
-                for row in batch.to_pylist():
-                    yield f"{file.relative_to(source.folder)}, row {number}", row
-                    number += 1
+        rows = _file_rows(file, columns)
+        while True:
+            where = f"{file.relative_to(source.folder)}, row {number}"
+            try:
+                row = next(rows, None)
+            except (OSError, ValueError, MemoryError, OverflowError, pa.ArrowException) as error:
+                raise source.wrong(f"{where}: the file is damaged ({str(error)[:200]}); get it again") from error
+            if row is None:
+                break
+            yield where, row
+            number += 1
+
+
+def _file_rows(file: Path, columns: list[str]) -> Iterator[Mapping[str, Any]]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file, pre_buffer=False) as table:
+        there = set(table.schema_arrow.names)
+        for batch in table.iter_batches(BATCH, columns=[name for name in columns if name in there], use_threads=False):
+            yield from batch.to_pylist()
 
 
 def _tags(source: Source, files: Sequence[Path]) -> list[tuple[int | None, int | None]]:
@@ -184,7 +196,7 @@ def _cells(source: Source, where: str, row: Mapping[str, Any], seen: set[bytes])
             raise source.wrong(f"{where}: {name} is empty")
     try:
         cells = dict(source.layout.cells(row, text))
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:  # the last three: a cell of another type
         raise source.wrong(f"{where}: {error}") from error
     images = [
         _image(source, where, name, row[name], seen) for name in source.layout.images if has_picture(row.get(name))

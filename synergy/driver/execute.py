@@ -18,7 +18,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from synergy import stages
-from synergy.driver import card, failure, forward, identity, ledger, manifest, process
+from synergy.driver import card, disk, failure, forward, identity, ledger, manifest, process
+from synergy.driver.keep import Keeper
 from synergy.driver.ledger import Entry
 from synergy.driver.plan import Plan, Step
 from synergy.driver.warm import PATIENCE, Warm
@@ -61,8 +62,11 @@ class Watcher:
     note: Callable[[Step, str], None] = lambda step, text: None
 
 
-def run(todo: Plan, limits: Limits, watch: Watcher, warm: Warm | None = None) -> list[Entry]:
+def run(
+    todo: Plan, limits: Limits, watch: Watcher, warm: Warm | None = None, keeper: Keeper | None = None
+) -> list[Entry]:
     """Runs the plan; returns the ledger entries of all its stages, in order. One driver at a time per run directory.
+    keeper: takes what no stage needs any more; None: everything stays.
 
     Raises UserError, or StageFailed; a full disk is one, and leaves what is published as it is.
     """
@@ -82,14 +86,14 @@ def run(todo: Plan, limits: Limits, watch: Watcher, warm: Warm | None = None) ->
             watch.start(step)
             if step.action == "reuse" and step.entry is not None:
                 entries[step.stage.name] = step.entry
-                _tidy(step, limits.keep_work)
+                _tidy(step, limits.keep_work, keeper)
                 watch.done(step, "reused", 0.0)
                 continue
             forward.inputs(step, space, entries)
             inputs = {role: entries[name].digest for role, name in step.stage.inputs.items() if name in entries}
             entry = _run_step(step, todo, limits, watch, inputs, warm)
             entries[step.stage.name] = entry
-            _tidy(step, limits.keep_work)
+            _tidy(step, limits.keep_work, keeper)
             warning = entry.figures.get("warning")
             watch.done(step, f"done; {warning}" if warning else "done", entry.seconds)
         return list(entries.values())
@@ -101,10 +105,12 @@ def run(todo: Plan, limits: Limits, watch: Watcher, warm: Warm | None = None) ->
         lock.release()
 
 
-def _tidy(step: Step, keep_work: bool) -> None:
+def _tidy(step: Step, keep_work: bool, keeper: Keeper | None) -> None:
     """Native checkpoints of a published stage go; a driver killed right after publishing leaves them to the next."""
     if not keep_work:
         shutil.rmtree(step.folder / "work", ignore_errors=True)
+    if keeper is not None:
+        keeper.done(step)
 
 
 def _run_step(
@@ -172,6 +178,7 @@ def _run_command(command: Command, job: Job, limits: Limits, watch: Watcher, ste
     script.chmod(0o755)
     last: list[Progress | None] = [None]
     moved = [0.0]
+    space = disk.Watch(job)
 
     def tick() -> None:
         now = kind.progress(job)
@@ -179,13 +186,15 @@ def _run_command(command: Command, job: Job, limits: Limits, watch: Watcher, ste
             last[0], moved[0] = now, time.time()
         watch.tick(step, now)
 
+    def alive() -> float:  # asked as long as the stage runs: one that has ended needs no space to go on
+        space.look(last[0], kind.resume_point)
+        return moved[0]
+
     if warm is not None:  # what has no framework to import does not wait for one
         command = warm.command(command, PATIENCE if kind.FRAMEWORKS else 0.0)
     beside = warm.mark if warm is not None else None
     killed = failure.memory_kills()
-    outcome = process.run(
-        command, job.key, _log(job), tick, lambda: moved[0], limits.stall_seconds, beside, limits.stage_seconds
-    )
+    outcome = process.run(command, job.key, _log(job), tick, alive, limits.stall_seconds, beside, limits.stage_seconds)
     (job.attempt / "outcome.json").write_text(
         json.dumps({"code": outcome.code, "seconds": outcome.seconds, "peak_memory": outcome.peak_memory}) + "\n"
     )

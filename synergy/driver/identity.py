@@ -114,7 +114,7 @@ def digest(path: Path, cache: Path | None = None) -> str:
     if cache is not None and cache.exists():
         try:
             known = json.loads(cache.read_text())
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             known = {}
         if mark in known:
             return known[mark]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +42,34 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict) and row.get("schema") == SCHEMA:
             yield row
 
 
 def read(path: Path) -> dict[str, Entry]:
-    """Key -> its newest entry."""
-    return {row["key"]: Entry(**row) for row in _lines(path)}
+    """Key -> its newest entry. A line with a field of another type is none of ours."""
+    entries = [entry for entry in map(_entry, _lines(path)) if entry is not None]
+    return {entry.key: entry for entry in entries}
+
+
+_TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "dict": dict}
+
+
+def _entry(row: Mapping[str, Any]) -> Entry | None:
+    """None unless all that is needed is there, of its type, and the output lies below the run directory."""
+    try:
+        entry = Entry(**{item.name: row[item.name] for item in fields(Entry) if item.name in row})
+    except TypeError:
+        return None
+    for item in fields(Entry):
+        kind = _TYPES[str(item.type).partition("[")[0]]
+        if not isinstance(getattr(entry, item.name), kind) or isinstance(getattr(entry, item.name), bool):
+            return None
+    numbers = (entry.started, entry.seconds)
+    below = re.fullmatch(r"stages/[\w-]+/output", entry.output)
+    return entry if below and all(abs(number) < 1e11 for number in numbers) else None
 
 
 def append(path: Path, entry: Entry) -> None:

@@ -23,7 +23,7 @@ def read(folder: Path) -> dict[str, str] | None:
     """None for a stage of an older version, or a manifest that is damaged itself."""
     try:
         found = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return {str(k): str(v) for k, v in found.items()} if isinstance(found, dict) else None
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from synergy import environments, stages, strategies
 from synergy.config import Config
-from synergy.driver import identity, ledger, manifest
+from synergy.driver import identity, ledger, manifest, private, retention
 from synergy.driver.externals import External, resolve
 from synergy.driver.ledger import Entry
 from synergy.errors import UserError
@@ -66,6 +66,8 @@ class Plan:
 
 def of_config(cfg: Config, fetch: bool = False) -> Plan:
     """The plan of a composed config. fetch: download a hub model if it is not there yet."""
+    private.check(cfg)
+    retention.check_policy(cfg.run.keep)
     planned = strategies.stages(cfg)
     space = Workspace(Path(cfg.run.dir).expanduser().resolve())
     names = {name for stage in planned for name in stages.kind(stage.kind).FRAMEWORKS}
@@ -78,6 +80,31 @@ def make(
     planned: list[Stage], externals: Mapping[str, External], space: Workspace, pythons: Mapping[str, str]
 ) -> list[Step]:
     """The steps of a plan in order. Raises UserError for a missing environment or input."""
+    again: dict[str, str] = {}
+    while True:  # once, unless a checkpoint that was let go is needed
+        steps = _steps(planned, externals, space, pythons, again)
+        gone = {
+            name for name, step in steps.items() if step.action == "reuse" and not (step.folder / "output").exists()
+        }
+        more = {
+            name: f"{step.stage.name} needs it" + (f": {step.why}" if step.stage.name not in again else "")
+            for step in steps.values()
+            for name in step.stage.inputs.values()
+            if step.action != "reuse" and name in gone
+        }
+        if not more:
+            return list(steps.values())
+        again |= more
+
+
+def _steps(
+    planned: list[Stage],
+    externals: Mapping[str, External],
+    space: Workspace,
+    pythons: Mapping[str, str],
+    again: Mapping[str, str],
+) -> dict[str, Step]:
+    """Name -> step. again: stages whose checkpoints were let go and must be made again -> what needs them."""
     keys = {name: external.digest for name, external in externals.items()}
     places = {name: external.path for name, external in externals.items()}
     entries = ledger.read(space.ledger)
@@ -88,10 +115,10 @@ def make(
         key = identity.key(parts)
         folder = space.folder(stage, key)
         inputs = {role: places[name] for role, name in stage.inputs.items()}
-        action, why = _action(stage, key, parts, folder, entries, steps, space.digest_cache)
+        action, why = _action(stage, key, parts, folder, entries, steps, again, space.digest_cache)
         steps[stage.name] = Step(stage, key, parts, folder, inputs, action, why, entries.get(key))
         keys[stage.name], places[stage.name] = key, folder / "output"
-    return list(steps.values())
+    return steps
 
 
 def _versions(kind: stages.Kind, pythons: Mapping[str, str]) -> dict[str, str]:
@@ -108,14 +135,18 @@ def _action(
     folder: Path,
     entries: Mapping[str, Entry],
     steps: Mapping[str, Step],
+    again: Mapping[str, str],
     cache: Path | None,
 ) -> tuple[Literal["reuse", "resume", "run"], str]:
+    if stage.name in again:
+        return "run", f"its checkpoint was let go (run.keep=final), and {again[stage.name]}"
     anew = [name for name in stage.inputs.values() if name in steps and steps[name].action != "reuse"]
     entry = entries.get(key)
     if entry is not None and not anew:
         reason = _unusable(entry, folder, stage, steps, cache)
         if reason is None:
-            return "reuse", f"finished {_ago(entry)} by attempt {entry.attempt}"
+            pruned = "" if (folder / "output").exists() else "; its checkpoint was let go, and nothing here needs it"
+            return "reuse", f"finished {_ago(entry)} by attempt {entry.attempt}{pruned}"
         return "run", reason
     job = Job(stage, key, folder, folder, {}, {})
     step = stages.kind(stage.kind).resume_point(job) if job.work.is_dir() and not anew else None
@@ -133,8 +164,9 @@ def _unusable(
     output that lies elsewhere now it is read once and remembered in ``cache``."""
     output = folder / "output"
     if not output.exists():
-        return "its output is gone"
-    if identity.fingerprint(output) != entry.fingerprint and identity.digest(output, cache) != entry.digest:
+        if not retention.pruned(folder, entry):
+            return "its output is gone"
+    elif identity.fingerprint(output) != entry.fingerprint and identity.digest(output, cache) != entry.digest:
         return (
             f"its output was changed after it was published ({manifest.told(folder)}); put it back, or it is made anew"
         )
@@ -175,5 +207,5 @@ def require_space(space: Workspace, needed: int) -> None:
     if free < needed:
         raise UserError(
             f"run.dir={space.root} has {free / 1e9:.1f} GB free, the plan needs about {needed / 1e9:.1f} GB; "
-            "free some or set run.dir to a larger disk"
+            f"free some (`synergy clean {space.root}` says what may go) or set run.dir to a larger disk"
         )

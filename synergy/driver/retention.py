@@ -5,8 +5,10 @@ A folder is renamed before it is deleted, so that a kill in the middle leaves no
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,20 +16,37 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from synergy import machine
 from synergy.driver.ledger import Entry
 from synergy.errors import UserError
 
+POLICIES = ("all", "final")
+"""Of ``run.keep``; keep.py applies them."""
 TRASH = ".trash-"
+NOTE = "pruned.json"
+"""In the folder of a stage whose checkpoint was let go: of which content it was, and when."""
+RECORDS = ("*.jsonl", "parents.json")
+"""Of such a checkpoint's files those that stay, in the stage's folder ``records``: pass counts, what was merged."""
 _ASIDE = (TRASH, ".probe-", ".state.json-")
 """Files and folders of the run directory itself that a killed driver can leave."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """Something that may go. path: file or folder."""
+    """Something that may go. path: file or folder. entry: of the stage whose published checkpoint it is: it leaves a note."""
 
     path: Path
     why: str
+    entry: Entry | None = None
+
+
+def check_policy(policy: str) -> None:
+    """Raises UserError for a policy that is none."""
+    if policy not in POLICIES:
+        raise UserError(
+            f"run.keep={policy!r} is one of {', '.join(POLICIES)}: all keeps every stage's checkpoint, final those that "
+            "are evaluated or that a recipe ends with"
+        )
 
 
 def leftovers(root: Path, entries: Mapping[str, Entry]) -> list[Item]:
@@ -87,17 +106,48 @@ def remove(root: Path, items: Sequence[Item]) -> None:
             f"a driver works in {root}: nothing was deleted; wait for it (synergy status {root})"
         ) from error
     try:
-        for item in items:
-            _remove(root, item.path)
+        take(root, items)
     finally:
         lock.release()
+
+
+def take(root: Path, items: Sequence[Item]) -> None:
+    """The same, for the driver that holds the lock."""
+    for item in items:
+        if item.entry is not None:
+            _note(item.path.parent, item.entry)
+        _remove(root, item.path)
+
+
+def pruned(folder: Path, entry: Entry) -> bool:
+    """Whether a finished stage's checkpoint was let go on purpose: the note is of the content that the ledger names. A note
+    beside an output is of a driver that was killed before it took it, or of an earlier output."""
+    if (folder / "output").exists():
+        return False
+    try:
+        told = json.loads((folder / NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(told, dict) and told.get("content") == entry.digest
+
+
+def _note(folder: Path, entry: Entry) -> None:
+    """Written before the checkpoint goes: a kill in between leaves it as it was."""
+    records = folder / "records"
+    shutil.rmtree(records, ignore_errors=True)
+    for file in (file for pattern in RECORDS for file in (folder / "output").glob(pattern)):
+        records.mkdir(exist_ok=True)
+        shutil.copy2(file, records / file.name)
+    told = {"content": entry.digest, "when": time.time(), "bytes": freed([Item(folder / "output", "")])}
+    machine.replace_text(folder / NOTE, json.dumps(told) + "\n")
 
 
 def _remove(root: Path, path: Path) -> None:
     if not path.resolve().is_relative_to(root.resolve()):
         raise UserError(f"{path} lies outside {root}: not deleted")
     if path.is_dir() and not path.is_symlink():
-        aside = root / f"{TRASH}{os.getpid()}-{path.name}"
+        aside = root / f"{TRASH}{os.getpid()}-{path.parent.name}-{path.name}"
+        shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
         shutil.rmtree(aside)
     else:

@@ -86,7 +86,7 @@ def read(root: Path) -> State | None:
         if raw.get("schema") != SCHEMA:
             return None
         return State(**{**raw, "stages": tuple(StageState(**stage) for stage in raw["stages"])})
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 

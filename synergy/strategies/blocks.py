@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -66,6 +67,10 @@ def benchmarks(cfg: Config, levelled: bool = True) -> Stage:
     """VLMEvalKit's TSV files, with the difficulty level of every question unless they are still to be found (``levelled``).
     Raises UserError for a benchmark that is neither records nor tagged, or named like another."""
     names = [bench.name for bench in cfg.evaluate.benchmarks]
+    if wrong := [name for name in names if not re.fullmatch(r"\w[\w.+-]*", name)]:
+        raise UserError(
+            f"evaluate.benchmarks: {wrong[0]!r} can't name one, since files bear it: letters, digits, '.', '_', '+', '-'"
+        )
     if len(set(names)) != len(names):
         raise UserError(f"evaluate.benchmarks: two have the same name: {', '.join(names)}")
     listed = [_benchmark(b, levelled) for b in cfg.evaluate.benchmarks]
