@@ -76,7 +76,11 @@ def _run(cfg: Config, todo: Plan, server: warm.Warm | None) -> None:
 def _limits(settings: Run) -> Limits:
     hours = settings.stage_hours
     return Limits(
-        settings.stall_minutes * 60, None if hours is None else hours * 3600, settings.retries, settings.keep_work
+        settings.stall_minutes * 60,
+        None if hours is None else hours * 3600,
+        settings.retries,
+        settings.keep_work,
+        settings.takeover,
     )
 
 
