@@ -186,5 +186,7 @@ def test_a_stall_is_silence_and_not_a_date(tmp_path: Path, monkeypatch: pytest.M
     """The wall clock jumps a day on at every look; a log file's dates lie in the past."""
     clock, jumps = time.time, iter(range(10**6))
     monkeypatch.setattr(time, "time", lambda: clock() + 86400 * next(jumps))
-    talks = "for i in 1 2 3 4 5 6; do echo $i; touch -d '2001-01-01' ../attempt-1/log.txt; sleep 0.5; done; echo x > $WORK/result"
-    assert run(tmp_path, stage("one", talks), stall_seconds=2.5, stage_seconds=60) == ["run"]
+    talks = "for i in 1 2 3 4 5 6; do echo $i; touch -d '2001-01-01' ../attempt-1/log.txt; sleep 0.5; done"
+    assert run(tmp_path, stage("one", f"{talks}; echo x > $WORK/result"), stall_seconds=2.5, stage_seconds=60) == [
+        "run"
+    ]

@@ -38,9 +38,8 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("hides", [False, True])
 def test_a_killed_driver_s_daemons_are_ended_and_no_others(tmp_path: Path, hides: bool) -> None:
     """Beside it another run directory runs the same stage, with a daemon of the same name."""
-    word = ["hides"] if hides else []
-    script = f"test -f $WORK/once && echo x > $WORK/result && exit; touch $WORK/once; {sys.executable} -c '{DAEMON}' {''.join(word)}"
-    script += "; sleep 300"
+    script = "test -f $WORK/once && echo x > $WORK/result && exit; touch $WORK/once; "
+    script += f"{sys.executable} -c '{DAEMON}' {'hides' * hides}; sleep 300"
     one, drivers, servers = stage("one", script), [], []
     for name in ("mine", "other"):
         start = f"execute.process.MEMORY_SECONDS = 0.5; t.run(root, t.stage('one', {script!r}))"

@@ -6,6 +6,7 @@ rollouts themselves: the reward function appends question id and accuracy of eac
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import subprocess
@@ -14,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from synergy import paths
+from synergy import machine, paths
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
 from synergy.stages import Command, Job, Progress, Stage, own_reward, rl_critic, schedule
@@ -152,6 +153,7 @@ def command(job: Job) -> Command | None:
     resume = resume_point(job)
     if resume == total_steps(job):
         return None
+    _forget(job.work / "rollouts", resume or 0)
     train, held_out = (job.inputs["data"] / "rl" / f"{split}.parquet" for split in ("train", "validation"))
     ours: dict[str, Any] = {
         "data.train_files": str(train),
@@ -247,6 +249,17 @@ def rollouts(folder: Path) -> Iterator[dict[str, Any]]:
                 yield {**row, "id": str(row["id"]), "acc": float(row["acc"]), "broken": float(row.get("broken", 0))}
             except (ValueError, KeyError, TypeError):
                 continue
+
+
+def _forget(folder: Path, done: int) -> None:
+    """Drops the records of steps that will be taken again (verl counts them from 0): each response counts once."""
+    for file in folder.glob("*.jsonl"):
+        kept = []
+        for line in file.read_text(errors="replace").splitlines(keepends=True):
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # torn by a kill
+                if json.loads(line)["step"] < done:
+                    kept.append(line)
+        machine.replace_text(file, "".join(kept))
 
 
 def pass_counts(folder: Path) -> list[dict[str, Any]]:
