@@ -58,7 +58,7 @@ class Clock:
         """A file that can tear in the middle."""
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self("mid-save")
+            self(f"mid-save {_plain(file.parent)}/{_plain(file)}")
         except self.killed:
             file.write_bytes(data[: len(data) // 2])
             raise
@@ -254,6 +254,10 @@ def append(file: Path, row: dict[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as stream:
         stream.write(json.dumps(row) + "\n")
+
+
+def _plain(path: Path) -> str:
+    return re.sub(r"\d+", "N", path.name)
 
 
 def _number(path: Path) -> int:

@@ -37,6 +37,8 @@ from synergy.driver.externals import External
 from synergy.driver.plan import Plan, Workspace
 from synergy.stages import Job, Stage
 
+FINE = ("sft", "rl", "two_stage")
+"""Recipes that are killed in the middle of every file that the frameworks write; the others have the same stages."""
 RECIPES = tuple(name for name in strategies.STRATEGIES if name != "tag")
 
 
@@ -183,26 +185,31 @@ def repeated(clock: Clock) -> int:
     return max(lost.values(), default=0)
 
 
-def point(name: str) -> str:
-    """The kind of a boundary: a training step's is its number."""
+def point(name: str, fine: bool) -> str:
+    """The kind of a boundary: a training step's is its number. fine: that of a file being saved is which file it is."""
+    if not fine and name.startswith("mid-save"):
+        return "mid-save"
     return name[name.index("step ") :] if " step " in name else name
 
 
-def chosen(names: list[str]) -> list[int]:
-    """Of every kind of boundary the first and the last, in the stage that begins a recipe and in the one that ends it; of files
-    that are saved, all kinds of moments in between."""
+def label(name: str) -> str:
+    """The kind in a table of few lines."""
+    return "training step" if " step " in name else name.split(" ")[0] if name.startswith("mid-save") else name
+
+
+def chosen(names: list[str], fine: bool) -> list[int]:
+    """Of every kind of boundary the first and the last: in the stage that begins a recipe and in the one that ends it, in the
+    first checkpoint and in the final files."""
     places: dict[str, list[int]] = {}
     for at, name in enumerate(names, 1):
-        places.setdefault(point(name), []).append(at)
-    ends = {at for found in places.values() for at in (found[0], found[-1])}
-    saves = places["mid-save"]
-    return sorted(ends | {saves[n * (len(saves) - 1) // 12] for n in range(13)})
+        places.setdefault(point(name, fine), []).append(at)
+    return sorted({at for found in places.values() for at in (found[0], found[-1])})
 
 
 def matrix(recipe: str, tmp: Path) -> Iterator[tuple[str, str | None]]:
     """(kill point, None or what went wrong) of each case."""
     wanted, names = uninterrupted(tmp, recipe)
-    for at in chosen(names):
+    for at in chosen(names, recipe in FINE):
         root = tmp / f"killed-{at}"
         try:
             found, clock, struck = crash(root, recipe, [at])
@@ -210,9 +217,9 @@ def matrix(recipe: str, tmp: Path) -> Iterator[tuple[str, str | None]]:
             assert found == wanted, "another result"
             assert repeated(clock) <= SAVED, "more than a save interval was repeated"
         except Exception as error:
-            yield point(names[at - 1]), f"boundary {at}: {type(error).__name__}: {error}"
+            yield label(names[at - 1]), f"boundary {at} ({names[at - 1]}): {type(error).__name__}: {error}"
         else:
-            yield point(names[at - 1]), None
+            yield label(names[at - 1]), None
         shutil.rmtree(root, ignore_errors=True)
 
 
