@@ -126,8 +126,8 @@ def server(python: Path, env: Mapping[str, str], cluster: Mapping[str, Any] | No
             started.append(child)
         yield Warm(python, folder, started[0], mark)
     finally:
+        reap(mark)  # while they live: what descends from them has written its title over the mark
         for child in started:
             child.kill()
             child.wait()
-        reap(mark)
         shutil.rmtree(folder, ignore_errors=True)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
+import math
 import subprocess
+import zipfile
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -193,7 +195,7 @@ def command(job: Job) -> Command | None:
 def _whole(folder: Path, critic: bool) -> bool:
     """Whether a global_step folder holds all shards of policy and critic, and the policy's weights for hand-off."""
     models = [folder / "actor", *([folder / "critic"] if critic else [])]
-    if not (folder / "data.pt").exists() or not all(map(rl_critic.shards_whole, models)):
+    if not zipfile.is_zipfile(folder / "data.pt") or not all(map(rl_critic.shards_whole, models)):
         return False
     try:
         checkpoint.read(folder / "actor" / "huggingface")
@@ -203,11 +205,13 @@ def _whole(folder: Path, critic: bool) -> bool:
 
 
 def resume_point(job: Job) -> int | None:
-    """verl writes its tracker file last, so a newer folder without it was torn by a crash and is stepped over."""
+    """verl writes its tracker file last, so a newer folder without it was torn by a crash and is stepped over; a tracker that
+    was torn itself (opened anew, and empty then) says that the newest folder is whole."""
     tracker = job.work / "checkpoints" / "latest_checkpointed_iteration.txt"
     if not tracker.exists():
         return None
-    newest, critic = int(tracker.read_text()), rl_critic.wanted(job.settings["verl"])
+    told, critic = tracker.read_text(), rl_critic.wanted(job.settings["verl"])
+    newest = int(told) if told.strip().isdigit() else math.inf
     steps = (int(p.name.rsplit("_", 1)[1]) for p in tracker.parent.glob("global_step_*") if _whole(p, critic))
     return max((step for step in steps if step <= newest), default=None)
 
