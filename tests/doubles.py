@@ -204,7 +204,7 @@ def verl(job: Job, clock: Clock) -> None:
 
 def learn(job: Job, clock: Clock, step: int, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     clock(f"{job.stage.name} step {step}")
-    clock.steps[job.stage.name, step] += 1
+    clock.steps[job.key, step] += 1
     return {n: w if n.startswith("visual.") else np.sin(w * 3 + step).astype(w.dtype) for n, w in weights.items()}
 
 
