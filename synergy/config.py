@@ -210,6 +210,8 @@ class Run:
     """A stage that takes longer is stopped; the same command continues it. Null: as long as it takes."""
     retries: int = 1
     """More attempts, each from the last checkpoint, after a failure that may pass: network, a port in use, a lost GPU."""
+    takeover: bool = False
+    """Take the run directory over from a driver elsewhere that gives no sign of life any more (synergy/driver/lock.py)."""
     warm: bool = False
     """Import the frameworks' libraries once for all stages (synergy/driver/warm.py). Not for machines with accelerators."""
     verify: bool = True

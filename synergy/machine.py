@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import psutil
+
 from synergy.errors import UserError
 
 HOST = "127.0.0.1"
 """Servers listen on loopback only."""
+LOCAL_DISKS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "bcachefs", "tmpfs", "ramfs", "overlay")
+"""File systems that one kernel has to itself, so that its locks hold for all who can reach them."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)  # loaded before any fork: `die_with_parent` runs between fork and exec
 
@@ -28,6 +32,23 @@ def replace_text(file: Path, text: str) -> None:
     except OSError:
         aside.unlink(missing_ok=True)
         raise
+
+
+def born(pid: int) -> str | None:
+    """Which process this number means: the boot's id and the kernel's clock ticks from then to the process's start, or None if
+    there is none. Unlike a time of day (psutil's ``create_time``), it stays as it is when the wall clock is set."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return f"{boot}/{fields[19]}"  # field 22 of proc(5), counted from behind the name in brackets
+
+
+def on_local_disk(path: Path) -> bool:
+    """Whether it lies on a file system that no other host reaches; False where that is not known."""
+    mounts = [mount for mount in psutil.disk_partitions(all=True) if path.is_relative_to(mount.mountpoint)]
+    return max(mounts, key=lambda mount: len(mount.mountpoint)).fstype in LOCAL_DISKS if mounts else False
 
 
 def die_with_parent() -> None:

@@ -84,6 +84,7 @@ def _limits(settings: Run) -> Limits:
         settings.retries,
         settings.keep_work,
         settings.verify,
+        settings.takeover,
     )
 
 

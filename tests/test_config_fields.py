@@ -81,6 +81,7 @@ RUNTIME: dict[str, Any] = {
     "run.stall_minutes": 1.0,
     "run.stage_hours": 1.0,
     "run.retries": 5,
+    "run.takeover": True,
     "run.warm": False,
     "run.keep": "final",
     "run.keep_work": True,

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 from conftest import make_checkpoint
+from doubles import pickled
 from test_strategies import config, plan
 
 from synergy import lab, paths, strategies
@@ -87,7 +88,7 @@ def saved(folder: Path, step: int, models: tuple[str, ...], world: int = 2) -> N
             for rank in range(world):
                 (at / model / f"{kind}_world_size_{world}_rank_{rank}.pt").write_bytes(EMPTY_ZIP)
     make_checkpoint(at / "actor" / "huggingface")
-    (at / "data.pt").write_bytes(EMPTY_ZIP)
+    (at / "data.pt").write_bytes(pickled({}))
     (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(str(step))
 
 

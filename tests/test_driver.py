@@ -142,8 +142,8 @@ def test_a_silent_stage_is_stopped_with_all_its_processes(tmp_path: Path) -> Non
     hang = stage("one", "setsid sleep 300 & echo started; sleep 300")
     with pytest.raises(StageFailed, match="said nothing"):
         run(tmp_path, hang, stall_seconds=1.0)
-    key = todo(tmp_path, hang).steps[0].key
-    assert not list(process.marked(key)), "a daemon in a session of its own is found by its mark"
+    mark = str(todo(tmp_path, hang).steps[0].folder)
+    assert not list(process.marked(mark)), "a daemon in a session of its own is found by its mark"
 
 
 def test_the_command_runs_by_hand(tmp_path: Path) -> None:
@@ -153,14 +153,6 @@ def test_the_command_runs_by_hand(tmp_path: Path) -> None:
     done = subprocess.run([folder / "attempt-1/command.sh"], capture_output=True, text=True, check=True)
     assert done.stdout == "a  b\n"
     assert (folder / "work/result").read_text() == (folder / "output/result").read_text()
-
-
-def test_a_second_driver_is_refused_with_the_owners_name(tmp_path: Path) -> None:
-    from filelock import FileLock
-
-    (tmp_path / ".owner").write_text("pid 1 on there\n")
-    with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="pid 1 on there"):
-        run(tmp_path, stage("one"))
 
 
 def test_disk_and_permissions_are_told_before_anything_runs(tmp_path: Path) -> None:
@@ -186,13 +178,13 @@ sys.path[:0] = [{str(paths.PACKAGE.parent)!r}, {str(Path(__file__).parent)!r}]
 from pathlib import Path
 import test_driver as t
 from synergy import stages
-from synergy.driver import execute, identity, ledger
+from synergy.driver import execute, ledger, publish
 stages.kind = lambda name: t.Script()
 point, root = sys.argv[1], Path(sys.argv[2])
 def kill(*a, **k): os.kill(os.getpid(), signal.SIGKILL)
 if point == "before the child": execute.process.run = kill
 if point == "after the child": t.Script.collect = kill
-if point == "before the rename": execute._sync = kill
+if point == "before the rename": publish.sync = kill
 if point == "before the ledger": execute.ledger.append = kill
 if point == "after the ledger": execute.shutil.rmtree = lambda p, **k: kill() if p.name == "work" else None
 t.run(root, *t.chain())
@@ -225,22 +217,14 @@ def test_interruption_ends_all_children_and_the_next_run_resumes(tmp_path: Path,
     )
     driver = subprocess.Popen([sys.executable, "-c", program, "", str(tmp_path)], stderr=subprocess.DEVNULL)
     one = stage("one", script)
-    key, folder = todo(tmp_path, one).steps[0].key, todo(tmp_path, one).steps[0].folder
-    _wait(lambda: (folder / "work/step").exists() and len(list(process.marked(key))) >= 2)
+    folder = todo(tmp_path, one).steps[0].folder
+    _wait(lambda: (folder / "work/step").exists() and len(list(process.marked(str(folder)))) >= 2)
     os.kill(driver.pid, number)
     driver.wait(timeout=40)
-    assert not list(process.marked(key))
+    assert not list(process.marked(str(folder)))
     step = todo(tmp_path, one).steps[0]
     assert (step.action, step.why) == ("resume", "stopped after step 3")
     assert run(tmp_path, one) == ["resume"]
-
-
-def test_what_a_killed_driver_left_running_is_ended_before_the_stage_starts_again(tmp_path: Path) -> None:
-    one = stage("one")
-    key = todo(tmp_path, one).steps[0].key
-    orphan = subprocess.Popen(["sleep", "300"], env={**os.environ, process.MARK: key}, start_new_session=True)
-    run(tmp_path, one)
-    _wait(lambda: orphan.poll() is not None)
 
 
 def _wait(condition: Any, seconds: float = 20) -> None:

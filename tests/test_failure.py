@@ -11,7 +11,7 @@ import pytest
 from test_driver import QUIET, Script, chain, run, stage, todo
 
 from synergy import stages
-from synergy.driver import execute, failure
+from synergy.driver import execute, failure, publish
 from synergy.driver.execute import Limits
 from synergy.errors import StageFailed, UserError
 
@@ -109,7 +109,7 @@ def test_a_disk_that_fills_up_while_publishing_loses_nothing(tmp_path: Path, mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(execute, "_sync", full)
+        patch.setattr(publish, "sync", full)
         with pytest.raises(StageFailed, match=r"\[machine\]: the disk is full"):
             run(tmp_path, one, two)
     assert (tmp_path / "ledger.jsonl").read_text() == before

@@ -117,9 +117,9 @@ def test_a_process_of_the_same_number_is_not_the_driver(tmp_path: Path) -> None:
     (tmp_path / state.FILE).write_text(text)
     found = state.read(tmp_path)
     assert found is not None and found.alive is True
-    born = f'"born": {found.born}'
+    born = f'"born": "{found.born}"'
     assert born in text
-    (tmp_path / state.FILE).write_text(text.replace(born, '"born": 1.0'))
+    (tmp_path / state.FILE).write_text(text.replace(born, '"born": "another boot/1"'))
     found = state.read(tmp_path)
     assert found is not None and found.alive is False
 

@@ -64,7 +64,9 @@ def main() -> int:
     for half in (work / "model.part", work / "data.part"):
         shutil.rmtree(half, ignore_errors=True)
     if not (work / "model").exists():
-        subprocess.run([sys.executable, str(HERE / "random_model.py"), str(work / "model.part"), size, ranks], check=True)
+        subprocess.run(
+            [sys.executable, str(HERE / "random_model.py"), str(work / "model.part"), size, ranks], check=True
+        )
         (work / "model.part").rename(work / "model")
     if not (work / "data").exists():
         make_data(work / "data.part")

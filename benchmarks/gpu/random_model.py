@@ -57,7 +57,9 @@ def tokenizer(out: Path, file: Path) -> None:
     def text(token: bytes) -> str:
         return "".join(chars[byte] for byte in token)
 
-    joined = [merges(token, ranks, rank) for token, rank in sorted(ranks.items(), key=lambda pair: pair[1]) if len(token) > 1]
+    joined = [
+        merges(token, ranks, rank) for token, rank in sorted(ranks.items(), key=lambda pair: pair[1]) if len(token) > 1
+    ]
     vocabulary = {text(token): rank for token, rank in ranks.items()}
     made = Tokenizer(models.BPE(vocabulary, [(text(a), text(b)) for a, b in joined]))
     made.normalizer = normalizers.NFC()

@@ -1,24 +1,21 @@
 """Execution: runs the steps of a plan one after the other and publishes what they make.
 
-Publish = collect aside, verify, fsync, rename, then one line in the ledger. Whatever is killed before that line was written
-is not there, and the next run continues from the framework's own last checkpoint.
+Publish = collect aside, verify, fsync, rename (``publish``), then one line in the ledger. Whatever is killed before that line
+was written is not there, and the next run continues from the framework's own last checkpoint.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from synergy import stages
-from synergy.driver import card, disk, failure, forward, identity, ledger, manifest, process
+from synergy.driver import card, disk, failure, forward, identity, ledger, lock, orphans, process, publish
 from synergy.driver.keep import Keeper
 from synergy.driver.ledger import Entry
 from synergy.driver.plan import Plan, Step
@@ -38,17 +35,26 @@ BACK_OFF_SECONDS = 10.0
 class Limits:
     """How long a stage may be silent, and may take in all (None: as long as it does); how many more attempts a failure gets
     that may pass by itself; whether native checkpoints stay after a stage is published; whether a forward pass shows that a
-    stage's loader reads its model as it is."""
+    stage's loader reads its model as it is; whether a run directory is taken over from a driver that gives no sign of life."""
 
     stall_seconds: float = 1800.0
     stage_seconds: float | None = None
     retries: int = 0
     keep_work: bool = False
     verify: bool = False
+    takeover: bool = False
 
 
 class Passing(StageFailed):
     """A failure of the machine's that may be gone at the next attempt."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A run directory in this driver's hands. still: raises UserError once it is not any more. register: of its processes."""
+
+    still: Callable[[], None]
+    register: orphans.Register
 
 
 @dataclass(frozen=True)
@@ -66,43 +72,48 @@ def run(
     todo: Plan, limits: Limits, watch: Watcher, warm: Warm | None = None, keeper: Keeper | None = None
 ) -> list[Entry]:
     """Runs the plan; returns the ledger entries of all its stages, in order. One driver at a time per run directory.
-    keeper: takes what no stage needs any more; None: everything stays.
 
     Raises UserError, or StageFailed; a full disk is one, and leaves what is published as it is.
     """
-    space = todo.space
-    lock = FileLock(space.root / ".lock", timeout=0)
+    root = todo.space.root
     try:
-        lock.acquire()
-    except Timeout as error:
-        owner = (space.root / ".owner").read_text() if (space.root / ".owner").exists() else "unknown"
-        raise UserError(
-            f"another driver ({owner.strip()}) works in {space.root}; wait for it, stop it, or set another run.dir"
-        ) from error
-    try:
-        (space.root / ".owner").write_text(f"pid {os.getpid()} on {os.uname().nodename}\n")
-        entries: dict[str, Entry] = {}
-        for step in todo.steps:
-            watch.start(step)
-            if step.action == "reuse" and step.entry is not None:
-                entries[step.stage.name] = step.entry
-                _tidy(step, limits.keep_work, keeper)
-                watch.done(step, "reused", 0.0)
-                continue
-            forward.inputs(step, space, entries)
-            inputs = {role: entries[name].digest for role, name in step.stage.inputs.items() if name in entries}
-            entry = _run_step(step, todo, limits, watch, inputs, warm)
-            entries[step.stage.name] = entry
-            _tidy(step, limits.keep_work, keeper)
-            warning = entry.figures.get("warning")
-            watch.done(step, f"done; {warning}" if warning else "done", entry.seconds)
-        return list(entries.values())
+        with lock.held(root, limits.takeover) as still:
+            left = orphans.sweep(root)
+            held = Held(still, orphans.Register(root))
+            if warm is not None:
+                held.register.mark(warm.mark)
+            entries = _run_steps(todo, limits, watch, held, warm, keeper, left)
+            if warm is None:  # else the next driver finds that they have ended
+                held.register.close()
+            return entries
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise StageFailed(f"{space.root} [machine]: {failure.DISK.advice}") from error
-    finally:
-        lock.release()
+        raise StageFailed(f"{root} [machine]: {failure.DISK.advice}") from error
+
+
+def _run_steps(
+    todo: Plan, limits: Limits, watch: Watcher, held: Held, warm: Warm | None, keeper: Keeper | None, left: int
+) -> list[Entry]:
+    entries: dict[str, Entry] = {}
+    for step in todo.steps:
+        watch.start(step)
+        if left:
+            watch.note(step, f"ended {left} processes that a killed driver had left")
+            left = 0
+        if step.action == "reuse" and step.entry is not None:
+            entries[step.stage.name] = step.entry
+            _tidy(step, limits.keep_work, keeper)
+            watch.done(step, "reused", 0.0)
+            continue
+        forward.inputs(step, todo.space, entries)
+        inputs = {role: entries[name].digest for role, name in step.stage.inputs.items() if name in entries}
+        entry = _run_step(step, todo, limits, watch, inputs, held, warm)
+        entries[step.stage.name] = entry
+        _tidy(step, limits.keep_work, keeper)
+        warning = entry.figures.get("warning")
+        watch.done(step, f"done; {warning}" if warning else "done", entry.seconds)
+    return list(entries.values())
 
 
 def _tidy(step: Step, keep_work: bool, keeper: Keeper | None) -> None:
@@ -114,22 +125,22 @@ def _tidy(step: Step, keep_work: bool, keeper: Keeper | None) -> None:
 
 
 def _run_step(
-    step: Step, todo: Plan, limits: Limits, watch: Watcher, inputs: dict[str, str], warm: Warm | None
+    step: Step, todo: Plan, limits: Limits, watch: Watcher, inputs: dict[str, str], held: Held, warm: Warm | None
 ) -> Entry:
     kind = stages.kind(step.stage.kind)
-    process.reap(step.key)  # left by a driver that was killed
-    started = time.time()
+    started, clock = time.time(), time.monotonic()
     for retry in range(limits.retries + 1):
         attempt = _next_attempt(step.folder)
         job = step.job(todo.pythons, attempt)
         job.attempt.mkdir(parents=True)
         job.work.mkdir(exist_ok=True)
+        held.register.mark(str(job.folder))
         if limits.verify:
             digest = inputs.get(forward.ROLE) or step.parts["inputs"].get(forward.ROLE, "")
-            job = forward.model(job, todo.space, digest, _runner(step, limits, watch, warm))
+            job = forward.model(job, todo.space, digest, _runner(step, limits, watch, held, warm))
         command = kind.command(job)
         try:
-            peak = _run_command(command, job, limits, watch, step, warm) if command is not None else 0
+            peak = _run_command(command, job, limits, watch, step, held, warm) if command is not None else 0
             break
         except Passing as error:
             if retry == limits.retries:
@@ -144,12 +155,8 @@ def _run_step(
         figures = kind.collect(job, aside)
     except StageFailed as error:
         raise StageFailed(f"stage {step.stage.name}: {error}\nlog: {_log(job)}") from error
-    _sync(aside)
-    if job.output.exists():
-        job.output.rename(step.folder / f"superseded-{attempt}")
-    aside.rename(job.output)
-    sums = manifest.write(step.folder)
-    _sync_folder(step.folder)
+    held.still()
+    sums = publish.publish(aside, job.output, step.folder / f"superseded-{attempt}", named=step.entry is not None)
     entry = Entry(
         key=step.key,
         kind=step.stage.kind,
@@ -161,7 +168,7 @@ def _run_step(
         inputs=inputs,
         figures=figures,
         started=started,
-        seconds=time.time() - started,
+        seconds=time.monotonic() - clock,
         peak_memory=peak,
         attempt=attempt,
     )
@@ -170,31 +177,33 @@ def _run_step(
     return entry
 
 
-def _run_command(command: Command, job: Job, limits: Limits, watch: Watcher, step: Step, warm: Warm | None) -> int:
+def _run_command(
+    command: Command, job: Job, limits: Limits, watch: Watcher, step: Step, held: Held, warm: Warm | None
+) -> int:
     """Runs a stage's command to a good end; returns its peak memory. Raises UserError or StageFailed otherwise."""
     kind = stages.kind(job.stage.kind)
     script = job.attempt / "command.sh"
     script.write_text(process.shell_script(command))
     script.chmod(0o755)
     last: list[Progress | None] = [None]
-    moved = [0.0]
     space = disk.Watch(job)
 
     def tick() -> None:
-        now = kind.progress(job)
-        if now != last[0]:
-            last[0], moved[0] = now, time.time()
-        watch.tick(step, now)
+        held.still()
+        last[0] = kind.progress(job)
+        watch.tick(step, last[0])
 
-    def alive() -> float:  # asked as long as the stage runs: one that has ended needs no space to go on
+    def alive() -> object:  # asked as long as the stage runs: one that has ended needs no space to go on
         space.look(last[0], kind.resume_point)
-        return moved[0]
+        return last[0]
 
     if warm is not None:  # what has no framework to import does not wait for one
         command = warm.command(command, PATIENCE if kind.FRAMEWORKS else 0.0)
     beside = warm.mark if warm is not None else None
-    killed = failure.memory_kills()
-    outcome = process.run(command, job.key, _log(job), tick, alive, limits.stall_seconds, beside, limits.stage_seconds)
+    killed, seen = failure.memory_kills(), held.register.seen
+    outcome = process.run(
+        command, str(job.folder), _log(job), tick, alive, limits.stall_seconds, beside, limits.stage_seconds, seen
+    )
     (job.attempt / "outcome.json").write_text(
         json.dumps({"code": outcome.code, "seconds": outcome.seconds, "peak_memory": outcome.peak_memory}) + "\n"
     )
@@ -210,15 +219,19 @@ def _run_command(command: Command, job: Job, limits: Limits, watch: Watcher, ste
     )
 
 
-def _runner(step: Step, limits: Limits, watch: Watcher, warm: Warm | None) -> forward.Run:
+def _runner(step: Step, limits: Limits, watch: Watcher, held: Held, warm: Warm | None) -> forward.Run:
     """Runs a short program beside a stage, under its mark."""
 
     def run(command: Command, log: Path) -> int:
         given = command if warm is None else warm.command(command, PATIENCE)
-        born, beside = time.time(), warm.mark if warm is not None else None
-        return process.run(
-            given, step.key, log, lambda: watch.tick(step, None), lambda: born, limits.stall_seconds, beside
-        ).code
+        beside = warm.mark if warm is not None else None
+        stall, seen = limits.stall_seconds, held.register.seen
+
+        def tick() -> None:
+            held.still()
+            watch.tick(step, None)
+
+        return process.run(given, str(step.folder), log, tick, lambda: None, stall, beside, None, seen).code
 
     return run
 
@@ -233,21 +246,3 @@ def _log(job: Job) -> Path:
 
 def _next_attempt(folder: Path) -> int:
     return 1 + max((int(p.name.removeprefix("attempt-")) for p in folder.glob("attempt-*")), default=0)
-
-
-def _sync(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-        else:
-            _sync_folder(path)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

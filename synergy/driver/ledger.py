@@ -1,6 +1,7 @@
 """The ledger: one JSON line per published stage. What is not in the ledger does not exist.
 
-A line is appended only after the stage's output was renamed into place; a torn last line (a crash while writing) is ignored.
+A line is appended only after the stage's output was renamed into place; a torn line (a crash while writing) is ignored, and
+costs no other, even where another writer's line came to stand in its remains.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +37,28 @@ class Entry:
     schema: int = SCHEMA
 
 
+NEEDED = {item.name for item in fields(Entry) if item.default is MISSING and item.default_factory is MISSING}
+
+
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and row.get("schema") == SCHEMA:
+        row = _row(line)
+        if row is not None and row.get("schema") == SCHEMA and row.keys() >= NEEDED:
             yield row
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    """The object that a line ends with, whatever torn text stands before it."""
+    at = line.find("{")
+    while at >= 0:
+        try:
+            row = json.loads(line[at:])
+            return row if isinstance(row, dict) else None
+        except (ValueError, RecursionError):
+            at = line.find('{"', at + 1)
+    return None
 
 
 def read(path: Path) -> dict[str, Entry]:

@@ -1,7 +1,7 @@
 """Runs one native command as a child in its own session, watches it, and leaves nothing behind.
 
-Every process of a stage carries the mark ``SYNERGY_STAGE`` in its environment: Ray and vLLM start daemons outside the
-child's process group, and a driver that was killed can't clean up, so the next one finds what is left by this mark.
+Every process of a stage carries the mark ``SYNERGY_STAGE`` in its environment, the stage's own folder: Ray and vLLM start
+daemons outside the child's process group. What a killed driver left is the business of ``orphans``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,23 +53,44 @@ def marked(*marks: str) -> Iterator[psutil.Process]:
                 yield process
 
 
+def family(*marks: str) -> list[psutil.Process]:
+    """The processes that bear one of the marks, and their descendants, which may have written a title over theirs."""
+    return _with_descendants(marked(*marks))
+
+
+def _with_descendants(found: Iterable[psutil.Process]) -> list[psutil.Process]:
+    whole, below = list(dict.fromkeys(found)), dict[int, list[psutil.Process]]()
+    for process in psutil.process_iter(
+        ["ppid"]
+    ):  # one pass over all processes, where children() would make one for each
+        below.setdefault(process.info["ppid"], []).append(process)
+    for process in whole:  # grows meanwhile
+        whole += [child for child in below.get(process.pid, []) if child not in whole]
+    return whole
+
+
 def reap(mark: str, grace: float = GRACE_SECONDS) -> int:
-    """Ends what is left of a stage: SIGTERM, ``grace`` seconds, SIGKILL. Returns how many processes there were."""
-    found = list(marked(mark))
-    for process in found:
+    """Ends what is left of a stage; returns how many processes there were."""
+    return end(marked(mark), [mark], grace)
+
+
+def end(found: Iterable[psutil.Process], marks: Sequence[str], grace: float) -> int:
+    """Ends these processes, their descendants, and what else comes to bear the marks: SIGTERM, ``grace`` seconds, SIGKILL."""
+    there = _with_descendants(found)
+    for process in there:
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    psutil.wait_procs(found, timeout=grace)
-    for process in marked(mark):
+    _, alive = psutil.wait_procs(there, timeout=grace)
+    for process in {*alive, *family(*marks)}:
         with contextlib.suppress(psutil.Error):
             process.kill()
-    return len(found)
+    return len(there)
 
 
-def _memory(marks: Collection[str]) -> int:
-    """Proportional set size of all processes that bear one of the marks, bytes: shared pages count once."""
+def _memory(processes: Iterable[psutil.Process]) -> int:
+    """Proportional set size of these processes, bytes: shared pages count once."""
     total = 0
-    for process in marked(*marks):
+    for process in processes:
         with contextlib.suppress(psutil.Error, OSError), open(f"/proc/{process.pid}/smaps_rollup") as rollup:
             total += sum(int(line.split()[1]) * 1024 for line in rollup if line.startswith("Pss:"))
     return total
@@ -80,19 +101,24 @@ def run(
     mark: str,
     log: Path,
     tick: Callable[[], None],
-    alive: Callable[[], float],
+    alive: Callable[[], object],
     stall_seconds: float,
     beside: str | None = None,
     limit_seconds: float | None = None,
+    seen: Callable[[list[psutil.Process]], None] = lambda found: None,
 ) -> Outcome:
     """Runs the command to its end; its output goes to ``log``.
 
-    tick: called about once a second, for progress. alive: time stamp of the newest sign of life besides the log. beside: mark
-    of processes that serve the stage, whose memory counts as the stage's.
-    A child silent for ``stall_seconds``, or still there after ``limit_seconds``, is killed. On KeyboardInterrupt, and on any
-    other error, all its processes are ended before the exception goes on.
+    tick: called about once a second, for progress. alive: any value that changes with every sign of life besides the log.
+    beside: mark of processes that serve the stage, whose memory counts as the stage's. seen: told the processes that there are,
+    the child at once and all every few seconds.
+    A child silent for ``stall_seconds``, or still there after ``limit_seconds``, is killed; time is the monotonic clock's, so
+    that setting the wall clock stops nothing. On KeyboardInterrupt, and on any other error, all its processes are ended before
+    the exception goes on.
     """
-    started, peak, sampled, ticked = time.time(), 0, 0.0, 0.0
+    started = moved = ticked = time.monotonic()
+    peak, sampled = 0, -MEMORY_SECONDS
+    last: object = None
     stopped: str | None = None
     marks = (mark,) if beside is None else (mark, beside)
     with log.open("ab") as sink:
@@ -107,16 +133,22 @@ def run(
             preexec_fn=machine.die_with_parent,
         )
     try:
+        seen([psutil.Process(child.pid)])
         while child.poll() is None:
             time.sleep(POLL_SECONDS)
-            now = time.time()
+            now = time.monotonic()
             if now - ticked < TICK_SECONDS:
                 continue
             ticked = now
             tick()
             if now - sampled >= MEMORY_SECONDS:
-                peak, sampled = max(peak, _memory(marks)), now
-            if now - max(started, log.stat().st_mtime, alive()) > stall_seconds:
+                found, sampled = family(*marks), now
+                seen(found)
+                peak = max(peak, _memory(found))
+            stat = log.stat()
+            if (sign := (stat.st_size, stat.st_mtime_ns, alive())) != last:
+                moved, last = now, sign
+            if now - moved > stall_seconds:
                 stopped = f"said nothing for {stall_seconds / 60:.0f} minutes and was stopped"
                 break
             if limit_seconds is not None and now - started > limit_seconds:
@@ -126,7 +158,7 @@ def run(
         reap(mark, grace=2.0 if child.poll() is not None else GRACE_SECONDS)
         child.wait()
     tick()
-    return Outcome(child.returncode, stopped, time.time() - started, peak)
+    return Outcome(child.returncode, stopped, time.monotonic() - started, peak)
 
 
 def tail(log: Path, lines: int = 20) -> str:

@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from synergy import machine
 from synergy.driver.execute import Watcher
 from synergy.driver.plan import Plan, Step
@@ -52,13 +50,13 @@ class StageState:
 
 @dataclass(frozen=True)
 class State:
-    """A driver: pid, its start time as the system tells it and host, so that another process of the same number is not taken
-    for it; beat: when it last wrote. ended: empty while it runs, else ``finished`` or why it stopped."""
+    """A driver: pid, its birth (``machine.born``) and host, so that another process of the same number is not taken for it;
+    beat: when it last wrote. ended: empty while it runs, else ``finished`` or why it stopped."""
 
     recipe: str
     command: str
     pid: int
-    born: float
+    born: str
     host: str
     started: float
     beat: float
@@ -73,10 +71,7 @@ class State:
             return False
         if self.host != os.uname().nodename:
             return None if time.time() - self.beat > SILENT_SECONDS else True
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.born) < 1.0
-        except psutil.Error:
-            return False
+        return machine.born(self.pid) == self.born
 
 
 def read(root: Path) -> State | None:
@@ -107,12 +102,12 @@ def recording(todo: Plan, watch: Watcher) -> Iterator[Watcher]:
 class _Recorder:
     def __init__(self, todo: Plan, watch: Watcher) -> None:
         self.watch = watch
-        me = psutil.Process()
-        self.root, self.written, self.current, self.begun = todo.space.root, 0.0, "", False
+        me = os.getpid()
+        self.root, self.written, self.current, self.begun = todo.space.root, float("-inf"), "", False
         self.stages = {step.stage.name: _waiting(step, self.root) for step in todo.steps}
         command = shlex.join(["synergy", "run", *sys.argv[1:]])
         now, host = time.time(), os.uname().nodename
-        self.state = State(todo.recipe, command, me.pid, me.create_time(), host, now, now)
+        self.state = State(todo.recipe, command, me, machine.born(me) or "", host, now, now)
 
     def start(self, step: Step) -> None:
         self.begun = True
@@ -134,7 +129,7 @@ class _Recorder:
     def change(self, step: Step, force: bool = True, **told: Any) -> None:
         name = step.stage.name
         self.stages[name] = replace(self.stages[name], **told)
-        if force or time.time() - self.written >= WRITE_SECONDS:
+        if force or time.monotonic() - self.written >= WRITE_SECONDS:
             self.write()
 
     def end(self, reason: str) -> None:
@@ -147,8 +142,8 @@ class _Recorder:
 
     def write(self) -> None:
         """A full disk must not end a run because of a file that only tells about it."""
-        self.written = time.time()
-        told = asdict(replace(self.state, beat=self.written, stages=tuple(self.stages.values())))
+        self.written = time.monotonic()
+        told = asdict(replace(self.state, beat=time.time(), stages=tuple(self.stages.values())))
         with suppress(OSError):
             machine.replace_text(self.root / FILE, json.dumps(told, indent=1) + "\n")
 

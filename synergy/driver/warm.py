@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -101,7 +102,7 @@ def server(python: Path, env: Mapping[str, str], cluster: Mapping[str, Any] | No
     """Starts importing at once; ends the server, and so every fork, with the block. env: what the stages' processes have in
     their environment that matters when a library is imported. cluster: ``ray.init``'s arguments, if verl is to run."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # short, as a socket's path must be
-    mark = f"warm-{os.getpid()}"
+    mark = f"warm-{uuid.uuid4().hex}"
     plugins, plain = paths.ROOT / "launch" / "plugins", dict(os.environ)
     plain.pop("PYTHONDONTWRITEBYTECODE", None)
     full = {**plain, "PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **env, MARK: mark}
@@ -125,8 +126,8 @@ def server(python: Path, env: Mapping[str, str], cluster: Mapping[str, Any] | No
             started.append(child)
         yield Warm(python, folder, started[0], mark)
     finally:
+        reap(mark)  # while they live: what descends from them has written its title over the mark
         for child in started:
             child.kill()
             child.wait()
-        reap(mark)
         shutil.rmtree(folder, ignore_errors=True)

@@ -6,8 +6,10 @@ rollouts themselves: the reward function appends question id and accuracy of eac
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
+import math
 import shutil
 import subprocess
 import zipfile
@@ -16,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from synergy import paths
+from synergy import machine, paths
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
 from synergy.stages import Command, Job, Progress, Stage, own_reward, rl_critic, schedule
@@ -158,6 +160,7 @@ def command(job: Job) -> Command | None:
     resume = resume_point(job)
     if resume == total_steps(job):
         return None
+    _forget(job.work / "rollouts", resume or 0)
     train, held_out = (job.inputs["data"] / "rl" / f"{split}.parquet" for split in ("train", "validation"))
     ours: dict[str, Any] = {
         "data.train_files": str(train),
@@ -209,12 +212,13 @@ def _whole(folder: Path, critic: bool) -> bool:
 
 def _checkpoints(job: Job) -> list[int]:
     """Steps of the whole native checkpoints in order. verl writes its tracker file last, so a newer folder without it was torn
-    by a crash and is stepped over; so is one that was damaged later."""
+    by a crash and is stepped over; a tracker that was torn itself (opened anew, and empty then) says that the newest folder is
+    whole. So is stepped over what was damaged later."""
     tracker = job.work / "checkpoints" / TRACKER
-    try:
-        newest = int(tracker.read_text())
-    except (OSError, ValueError):
+    if not tracker.exists():
         return []
+    told = tracker.read_text(errors="replace").strip()
+    newest = int(told) if told.isdecimal() and told.isascii() and len(told) < 10 else math.inf
     critic = rl_critic.wanted(job.settings["verl"])
     found = (_step(p) for p in tracker.parent.glob("global_step_*") if _whole(p, critic))
     return sorted(step for step in found if step <= newest)
@@ -287,6 +291,17 @@ def rollouts(folder: Path) -> Iterator[dict[str, Any]]:
                 yield {**row, "id": str(row["id"]), "acc": float(row["acc"]), "broken": float(row.get("broken", 0))}
             except (ValueError, KeyError, TypeError):
                 continue
+
+
+def _forget(folder: Path, done: int) -> None:
+    """Drops the records of steps that will be taken again (verl counts them from 0): each response counts once."""
+    for file in folder.glob("*.jsonl"):
+        kept = []
+        for line in file.read_text(errors="replace").splitlines(keepends=True):
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # torn by a kill
+                if json.loads(line)["step"] < done:
+                    kept.append(line)
+        machine.replace_text(file, "".join(kept))
 
 
 def pass_counts(folder: Path) -> list[dict[str, Any]]:

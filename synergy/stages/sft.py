@@ -172,7 +172,11 @@ def command(job: Job) -> Command | None:
 
 
 def _finished(job: Job) -> bool:
-    """train_results.json is what LLaMA-Factory writes after the final weights."""
+    """train_results.json is what LLaMA-Factory writes after the final weights, and the trainer's state after that."""
+    try:
+        json.loads((job.work / "out" / "trainer_state.json").read_text())
+    except (OSError, ValueError):
+        return False
     return (job.work / "out" / "train_results.json").exists()
 
 
