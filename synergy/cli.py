@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 VERBS = {
     "run": "run a recipe to its report; what is finished is reused",
     "plan": "say what run would do, and why, without doing it",
+    "data": "prepare published data sets for all frameworks, checked (synergy data prepare)",
     "tag": "tell the difficulty level of every question of a set",
     "status": "say what a run directory holds and what runs there now",
     "report": "draw the report of a recipe from finished stages, or compare reports",

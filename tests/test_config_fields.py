@@ -91,6 +91,14 @@ ELSEWHERE = {
     "model.path": "counts by the content behind it; tests/test_driver.py",
     "model.revision": "the same, of the hub; tests/test_cli.py",
     "data.source": "counts by the content behind it; tests/test_driver.py",
+    **{
+        f"data.{name}": "of data prepare, whose folder counts by its content; tests/test_data_prepare.py"
+        for name in ("checks", "against", "workers")
+    },
+    **{
+        f"data.sources.{name}": "as above"
+        for name in ("name", "path", "revision", "subset", "split", "layout", "columns", "media", "into")
+    },
     "frameworks.llamafactory": "counts by the versions installed there; tests/test_conformance.py",
     "frameworks.verl": "as above",
     "frameworks.mergekit": "as above",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ class Record:
 
     answer_type: one of ``reward_fns.gold.TYPES``, or none: then any answer that can be judged will do.
 
-    passes: correct responses of the base model out of 16. level: 1 (easy) to 5 (hard), from the passes.
+    passes: correct responses of the base model out of 16. level: 1 (easy) to 5 (hard), from the passes. source: the name of the
+    data set that it comes from, if several were put together (``synergy data prepare``).
     """
 
     id: str
@@ -36,9 +37,30 @@ class Record:
     steps: int = 0
     level: int | None = None
     passes: int | None = None
+    source: str = ""
 
 
 NAMES = frozenset(f.name for f in fields(Record))
+
+
+def _whole(low: int, high: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_choices(value: Any) -> bool:
+    return isinstance(value, dict) and bool(value) and all(map(_is_text, value.values()))
+
+
+_OPTIONAL: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "choices": (_is_choices, "a map of letters to texts"),
+    **dict.fromkeys(("answer_type", "trace", "short", "kind", "source"), (_is_text, "text")),
+    "level": (_whole(1, 5), "a level of 1 to 5"),
+    "passes": (_whole(0, LEVEL_RUNS), f"a count of 0 to {LEVEL_RUNS} right runs"),
+}
 
 
 def level(passes: int, runs: int = LEVEL_RUNS) -> int:
@@ -62,6 +84,9 @@ def parse(row: Any, where: str) -> Record:
     if missing:
         raise UserError(f"{where}: the record lacks {sorted(missing)}; it has {sorted(row)}")
     known = {name: value for name, value in row.items() if name in NAMES}
+    for name, (good, wanted) in _OPTIONAL.items():
+        if known.get(name) is not None and not good(known[name]):
+            raise UserError(f"{where}: {name!r} is {wanted}, not {json.dumps(known[name], default=str)[:80]}")
     images = known.get("images") or []
     if not isinstance(images, list) or not all(isinstance(i, str) for i in images):
         raise UserError(f"{where}: 'images' is a list of paths relative to the file")
@@ -69,6 +94,11 @@ def parse(row: Any, where: str) -> Record:
         raise UserError(f"{where}: 'answer' is one final answer as text, not {json.dumps(known['answer'])[:80]}")
     text = {name: str(known[name]) for name in ("id", "question", "answer")}
     return Record(**{**known, **text, "images": tuple(images)})
+
+
+def stream(path: Path) -> Iterator[Record]:
+    """The records of a JSONL file one by one, as ``parse`` checks them."""
+    return (parse(row, where) for where, row in lines(path))
 
 
 def read(path: Path) -> list[Record]:

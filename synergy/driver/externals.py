@@ -73,7 +73,8 @@ def _check_lab(cfg: Config) -> None:
 
 def _source(cfg: Config, cache: Path | None) -> External:
     if cfg.data.source is None:
-        raise UserError("data.source is not set: give the folder of the JSONL files, or 'lab'")
+        made = "; synergy data prepare makes that folder from data.sources" if cfg.data.sources else ""
+        raise UserError(f"data.source is not set: give the folder of the JSONL files, or 'lab'{made}")
     folder = Path(cfg.data.source).expanduser()
     if not folder.is_dir():
         raise UserError(f"data.source={cfg.data.source}: no such folder; give the folder of the JSONL files, or 'lab'")
@@ -109,6 +110,19 @@ def _tagged(bench: Benchmark, name: str, cache: Path | None, fetch: bool) -> Ext
         raise UserError(f"benchmark {bench.name}: tagged={name} is no folder, and not a hub name (owner/name)")
     wanted = Wanted(f"benchmark {bench.name}: tagged", "its revision", "dataset", ("*.parquet",))
     return _hub(name, bench.revision, fetch, wanted)
+
+
+def data_set(name: str, revision: str | None, setting: str) -> Path:
+    """The folder or file of a data set: a path, or a hub name with its commit, which is fetched unless the cache has it.
+
+    Raises UserError for what is neither, named by ``setting``.
+    """
+    place = Path(name).expanduser()
+    if place.exists():
+        return place.resolve()
+    if not HUB_NAME.fullmatch(name):
+        raise UserError(f"{setting}={name}: no such file or folder, and not a hub name (owner/name)")
+    return _hub(name, revision, True, Wanted(setting, "its revision", "dataset")).path
 
 
 @dataclass(frozen=True)
