@@ -42,9 +42,9 @@ Reads data sets as they were published, checks every row and image, and writes o
     'data.sources=[{{name: distill, path: JierunChen/Eureka-Distill, revision: COMMIT, layout: eureka_distill}},
                    {{name: s1, path: /data/s1K-1.1, layout: s1.1}}]' data.checks.answer=drop
 
-Of a source: path is a file (parquet, JSONL, JSON, CSV, TSV), a folder, or a hub name with its revision; split and subset say
-which of its files, media where images lie; columns maps fields of the record to columns ('{{question: problem, answer: gold}}');
-into is train, validation or benchmark. layout is one of {layouts}.
+Of a source: path is a file (parquet, JSONL, JSON, CSV, TSV), a folder, or a hub name with its revision. split and subset say
+which of its files, media where images lie. columns maps fields of the record to columns: '{{question: problem, answer: gold}}'.
+into is train, validation or benchmark; layout one of {layouts}.
 
 A source that has been read is not read again as long as it stays the same; a whole preparation neither.
 

@@ -168,7 +168,8 @@ def vlmevalkit(path: Path, records: Sequence[Record], media: Path, lossless: boo
     columns += ["record"] if lossless else []
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as stream:
-        out = csv.DictWriter(stream, columns, delimiter="\t", lineterminator="\n")
+        # Quoted, since csv leaves a lone carriage return bare, and pandas takes one for the end of the row.
+        out = csv.DictWriter(stream, columns, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         out.writeheader()
         for index, record in enumerate(records):
             images = [base64.b64encode((media / name).read_bytes()).decode() for name in record.images]

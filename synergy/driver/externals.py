@@ -144,14 +144,14 @@ def _hub(name: str, revision: str | None, fetch: bool, wanted: Wanted) -> Extern
         )
     digest = identity.sha(f"hub:{'' if wanted.kind == 'model' else wanted.kind + 's/'}{name}@{revision}")
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import constants, snapshot_download
 
         place = snapshot_download(
             name,
             repo_type=wanted.kind,
             revision=revision,
             allow_patterns=list(wanted.files) or None,
-            local_files_only=not fetch,
+            local_files_only=not fetch or constants.HF_HUB_OFFLINE,
         )
         return External(Path(place), digest)
     except ImportError as error:
