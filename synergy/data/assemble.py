@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -55,7 +55,7 @@ class Told:
 def sift(parts: Sequence[Part], index: Index | None, rules: Rules, out: Path) -> Told:
     """Writes records/*.jsonl with the rows that the policies let through and records/images/, and problems.jsonl with all that
     was found. Rows are read one by one, and of those that are left only id and lengths are held."""
-    told, ids = Told(), set[str]()
+    told, ids, folders = Told(), set[str](), set[str]()
     place = out / "records"
     place.mkdir(parents=True)
     with ExitStack() as stack:
@@ -73,8 +73,11 @@ def sift(parts: Sequence[Part], index: Index | None, rules: Rules, out: Path) ->
                     continue
                 ids.add(record.id)
                 told.kept[part.source.name] += 1
-                files[name].write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+                files[name].write(json.dumps(records.row(record), ensure_ascii=False) + "\n")
                 for image in record.images:
+                    if image[:9] not in folders:  # images/ab
+                        folders.add(image[:9])
+                        (place / image[:9]).mkdir(parents=True, exist_ok=True)
                     _link(part.folder / image, place / image)
                 for what, count in row["tokens"].items():
                     told.lengths[what].append(count if what != "trace" or record.trace else 0)
@@ -94,8 +97,8 @@ def _with_overlap(part: Part, index: Index | None) -> Iterator[tuple[dict[str, A
 
 
 def _link(source: Path, target: Path) -> None:
+    """Content is the name, so what is there already is the same."""
     if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
         handoff.link(source, target)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from reward_fns import gold
 from reward_fns.answer import judge
-from synergy.data import checks, readers
+from synergy.data import checks, readers, records
 from synergy.data.checks import ImageGrid
 from synergy.data.problems import Problem
 from synergy.data.prompt import query
@@ -96,7 +96,7 @@ class _Row:
     def told(self) -> dict[str, Any]:
         return {
             "where": self.where,
-            "record": asdict(self.record) if self.record is not None else None,
+            "record": records.row(self.record) if self.record is not None else None,
             "images": [seen.row() for seen in self.seen],
             "tokens": self.tokens,
             "problems": [problem.row() for problem in self.problems],
@@ -114,12 +114,19 @@ def of_record(record: Record) -> Iterator[Problem]:
                 "marks", name, f"holds {mark}, which the frameworks would take for one more of the media", repair
             )
     boxed = shapes.boxed(record.trace)
-    if problem := gold.problem(record.answer, record.choices, record.answer_type):
-        mends = boxed and gold.problem(boxed, record.choices, record.answer_type) is None
+    choices = tuple((record.choices or {}).items())
+    if problem := _gold(record.answer, choices, record.answer_type):
+        mends = boxed and _gold(boxed, choices, record.answer_type) is None
         yield Problem("answer", "answer", problem, {"answer": boxed} if mends else None)
     elif record.trace and not (verdict := judge(record.trace, record.answer, record.choices)).correct:
         says = "has no final answer" if verdict.answer is None else f"ends with {verdict.answer[:60]!r}"
         yield Problem("trace", "trace", f"{says}, the gold answer is {record.answer[:60]!r}", {"trace": None})
+
+
+@functools.lru_cache(maxsize=10_000)
+def _gold(answer: str, choices: tuple[tuple[str, str], ...], kind: str | None) -> str | None:
+    """``gold.problem``, remembered: most answers of a set are a few letters and numbers."""
+    return gold.problem(answer, dict(choices) or None, kind)
 
 
 def _texts(record: Record) -> dict[str, str]:
@@ -158,10 +165,11 @@ def _words(model: Path) -> Any:
 def _count(task: Task, rows: list[_Row]) -> None:
     """Tokens of each row's prompt, trace and images. A text that UTF-8 can't write has none."""
     there = [row for row in rows if row.record is not None and all(map(_encodes, _texts(row.record).values()))]
-    records = [row.record for row in there if row.record is not None]
-    asked = [query(record.question, record.choices, task.instruction) for record in records]
-    prompts = _words(task.model).encode_batch_fast(asked)
-    traces = _words(task.model).encode_batch_fast([record.trace or "" for record in records])
+    found = [row.record for row in there if row.record is not None]
+    asked = [query(record.question, record.choices, task.instruction) for record in found]
+    told = [record.trace or "" for record in found]
+    encoded = _words(task.model).encode_batch_fast([*asked, *told])
+    prompts, traces = encoded[: len(asked)], encoded[len(asked) :]
     grid = _grid(task.model)
     for row, prompt, trace in zip(there, prompts, traces, strict=True):
         visual = sum(grid.tokens(seen.width, seen.height) for seen in row.seen)

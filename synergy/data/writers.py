@@ -10,10 +10,11 @@ import base64
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from synergy.data import records as questions
 from synergy.data.prompt import query
 from synergy.data.records import Record
 
@@ -34,7 +35,7 @@ def image_marks(record: Record) -> str:
 
 def whole(record: Record) -> str:
     """The record in JSON, for a column ``record`` beside a framework's own, so that nothing is lost on the way."""
-    return json.dumps(asdict(record), ensure_ascii=False)
+    return json.dumps(questions.row(record), ensure_ascii=False)
 
 
 def llamafactory(

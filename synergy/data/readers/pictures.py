@@ -17,6 +17,7 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,10 +186,14 @@ def enlarged(found: bytes, least: int) -> bytes:
 
 
 def keep(found: bytes, seen: Seen, folder: Path) -> None:
-    """Writes an image under its name, unless it is there; safe from several processes at once."""
-    target = folder / seen.name
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{os.getpid()}-{target.name}")
-        aside.write_bytes(found)
-        aside.rename(target)
+    """Writes an image under its name, unless it is there or being written by another process. A folder that is left behind
+    half-written is the caller's to throw away."""
+    target = os.path.join(folder, seen.name)
+    _made(os.path.dirname(target))
+    with suppress(FileExistsError), open(target, "xb") as stream:
+        stream.write(found)
+
+
+@functools.cache
+def _made(folder: str) -> None:
+    os.makedirs(folder, exist_ok=True)
