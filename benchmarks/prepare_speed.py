@@ -3,9 +3,9 @@
 .envs/train/bin/python benchmarks/prepare_speed.py [rows=34000] [rounds=2] [folder=/tmp]
 
 Makes parquet files in the layout of the hub (a JPEG of about 55 kB a row), then in turns prepares them with an empty cache and
-copies the same bytes: what is read is read once, what was written is written once under the same names, and all is synchronised.
-Pages of the source are dropped before each turn. Told are the bandwidth of both and their ratio (target: 60 %), the peak memory of
-all processes together (target: 2 GB), and the seconds of an unchanged preparation and of one with one more source.
+copies the same bytes: what is read is read once, what was written is written once under the same names, all of it synchronised.
+Pages of the source are dropped before each turn. Told are the bandwidth of both and their ratio (target: 60 %), the peak memory
+of all processes together (target: 2 GB), and the seconds of an unchanged preparation and of one with one more source.
 """
 
 from __future__ import annotations
