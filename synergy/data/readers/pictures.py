@@ -189,11 +189,6 @@ def keep(found: bytes, seen: Seen, folder: Path) -> None:
     """Writes an image under its name, unless it is there or being written by another process. A folder that is left behind
     half-written is the caller's to throw away."""
     target = os.path.join(folder, seen.name)
-    _made(os.path.dirname(target))
+    os.makedirs(os.path.dirname(target), exist_ok=True)
     with suppress(FileExistsError), open(target, "xb") as stream:
         stream.write(found)
-
-
-@functools.cache
-def _made(folder: str) -> None:
-    os.makedirs(folder, exist_ok=True)
