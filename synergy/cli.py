@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 VERBS = {
     "run": "run a recipe to its report; what is finished is reused",
     "plan": "say what run would do, and why, without doing it",
+    "data": "prepare published data sets for all frameworks, checked (synergy data prepare)",
     "push": "upload a data set that recipe=distill made to the Hugging Face hub",
     "tag": "tell the difficulty level of every question of a set",
     "status": "say what a run directory holds and what runs there now",

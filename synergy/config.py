@@ -50,10 +50,43 @@ class Benchmark:
 
 
 @dataclass
+class Source:
+    """A data set as somebody published it, for ``synergy data prepare``."""
+
+    name: str = MISSING
+    """Yours, and unlike the others'; each record keeps it as ``source``."""
+    path: str = MISSING
+    """A file (parquet, JSONL, JSON, CSV, TSV), a folder of them, or the hub name of a data set."""
+    revision: str | None = None
+    """Hub commit; compulsory for a hub name."""
+    subset: str | None = None
+    """A folder below the data set's, where it has several configurations."""
+    split: str = "train"
+    """Which files of a folder: ``train.parquet``, ``train-00000-of-00002.parquet``, ``train/…``; an only file is any split."""
+    layout: str = "columns"
+    """How a row is read (synergy/data/readers/shapes.py): columns, sharegpt, s1, s1.1, mm_eureka, mmk12, eureka_distill,
+    vlmevalkit, or written: what ``data prepare`` itself writes."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Field of the record -> column; a field without one is read from the column of its own name."""
+    media: str | None = None
+    """Folder or zip file with the images that rows name; null: the folder of the rows' file. Nothing outside is read."""
+    into: str = "train"
+    """train, validation or benchmark."""
+
+
+@dataclass
 class Data:
     source: str | None = None
     """``lab`` (handwritten digits, made on the spot) or a folder with the JSONL files below. Not needed where no stage reads
     records: by recipe=base with tagged benchmarks."""
+    sources: list[Source] = field(default_factory=list)
+    """What ``synergy data prepare`` reads; the folder that it ends with is then ``source``."""
+    checks: dict[str, str] = field(default_factory=dict)
+    """Check -> fail (the default), drop (left out and listed) or repair, for ``data prepare`` (synergy/data/problems.py)."""
+    against: list[str] = field(default_factory=list)
+    """Benchmark tables (.tsv) or records (.jsonl) that training questions of ``data prepare`` must not overlap with."""
+    workers: int | None = None
+    """Processes of ``data prepare``; null: one per processor."""
     train: str = "train.jsonl"
     validation: str | None = "val.jsonl"
     instruction: str = MISSING

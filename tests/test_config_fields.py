@@ -96,6 +96,14 @@ ELSEWHERE = {
     "model.revision": "the same, of the hub; tests/test_cli.py",
     "evaluate.source": "counts by the content behind it, or as data.source=lab does; tests/test_distill.py",
     "data.source": "counts by the content behind it; tests/test_driver.py",
+    **{
+        f"data.{name}": "of data prepare, whose folder counts by its content; tests/test_data_prepare.py"
+        for name in ("checks", "against", "workers")
+    },
+    **{
+        f"data.sources.{name}": "as above"
+        for name in ("name", "path", "revision", "subset", "split", "layout", "columns", "media", "into")
+    },
     "frameworks.llamafactory": "counts by the versions installed there; tests/test_conformance.py",
     "frameworks.verl": "as above",
     "frameworks.mergekit": "as above",

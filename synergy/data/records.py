@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,8 @@ class Record:
 
     answer_type: one of ``reward_fns.gold.TYPES``, or none: then any answer that can be judged will do.
 
-    passes: correct responses of the base model out of 16. level: 1 (easy) to 5 (hard), from the passes.
+    passes: correct responses of the base model out of 16. level: 1 (easy) to 5 (hard), from the passes. source: the name of the
+    data set that it comes from, if several were put together (``synergy data prepare``).
     """
 
     id: str
@@ -37,9 +38,15 @@ class Record:
     steps: int = 0
     level: int | None = None
     passes: int | None = None
+    source: str = ""
 
 
 NAMES = frozenset(f.name for f in fields(Record))
+
+
+def row(record: Record) -> dict[str, Any]:
+    """The record as JSON holds it: ``dataclasses.asdict`` without copying every text of it."""
+    return {f.name: getattr(record, f.name) for f in fields(record)}
 
 
 def _whole(low: int, high: int) -> Callable[[Any], bool]:
@@ -97,6 +104,11 @@ def parse(row: Any, where: str) -> Record:
     return Record(**{**given, **text, "images": tuple(images)})
 
 
+def stream(path: Path) -> Iterator[Record]:
+    """The records of a JSONL file one by one, as ``parse`` checks them."""
+    return (parse(row, where) for where, row in lines(path))
+
+
 def read(path: Path) -> list[Record]:
     """All records of a JSONL file. Raises UserError for a missing or unreadable file, a bad line, or an id used twice."""
     found: list[Record] = []
@@ -131,4 +143,4 @@ def write(path: Path, records: Iterable[Record]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as stream:
         for record in records:
-            stream.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+            stream.write(json.dumps(row(record), ensure_ascii=False) + "\n")

@@ -9,11 +9,12 @@ from __future__ import annotations
 import base64
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from synergy.data import records as questions
 from synergy.data.prompt import query
 from synergy.data.records import Record
 
@@ -32,82 +33,144 @@ def image_marks(record: Record) -> str:
     return "<image>" * len(record.images)
 
 
-def llamafactory(folder: Path, splits: Mapping[str, Sequence[tuple[Record, str, str | None]]]) -> None:
-    """One dataset per split from (record, response, instruction) rows; images relative to the media folder."""
+def whole(record: Record) -> str:
+    """The record in JSON, for a column ``record`` beside a framework's own, so that nothing is lost on the way."""
+    return json.dumps(questions.row(record), ensure_ascii=False)
+
+
+def llamafactory(
+    folder: Path, splits: Mapping[str, Iterable[tuple[Record, str, str | None]]], lossless: bool = False
+) -> dict[str, int]:
+    """One dataset per split from (record, response, instruction) rows, which are written as they come; images relative to the
+    media folder. lossless: each row has its ``record`` too, which LLaMA-Factory leaves alone. Returns rows per split."""
     folder.mkdir(parents=True, exist_ok=True)
-    info = {}
+    info, counts = {}, {}
     for name, rows in splits.items():
-        texts = [
-            {
-                "messages": [
-                    {
-                        "role": "user",
-                        "content": image_marks(record) + query(record.question, record.choices, instruction),
-                    },
-                    {"role": "assistant", "content": response},
-                ],
-                "images": list(record.images),
-            }
-            for record, response, instruction in rows
-        ]
-        (folder / f"{name}.json").write_text(json.dumps(texts, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        counts[name] = 0
+        with (folder / f"{name}.json").open("w", encoding="utf-8") as stream:
+            stream.write("[")
+            for record, response, instruction in rows:
+                asked = image_marks(record) + query(record.question, record.choices, instruction)
+                row: dict[str, Any] = {
+                    "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": response}],
+                    "images": list(record.images),
+                }
+                if lossless:
+                    row["record"] = whole(record)
+                stream.write(",\n " if counts[name] else "\n ")
+                stream.write(json.dumps(row, ensure_ascii=False))
+                counts[name] += 1
+            stream.write("\n]\n")
         columns = {"messages": "messages", "images": "images"}
         info[name] = {"file_name": f"{name}.json", "formatting": "sharegpt", "columns": columns, "tags": TAGS}
     (folder / "dataset_info.json").write_text(json.dumps(info, indent=1) + "\n")
+    return counts
 
 
 def verl(
     path: Path,
-    turns: Sequence[Turn],
+    turns: Iterable[Turn],
     media: Path,
     instruction: str,
     prefix_rollouts: int | None = None,
     split: str = "train",
-) -> None:
-    """verl's parquet, one row per question in the order RL sees them. Only rollouts of the split train are recorded."""
-    import pyarrow as pa
+    lossless: bool = False,
+) -> int:
+    """verl's parquet, one row per question in the order RL sees them. Only rollouts of the split train are recorded.
+
+    Rows are written as they come, in groups of ``GROUP`` rows or ``GROUP_BYTES`` of images, and pictures as they are: they are
+    compressed already. lossless: each row has its ``record`` too. Returns the number of rows.
+    """
     import pyarrow.parquet as pq
 
-    cache: dict[str, bytes] = {}
-
-    def image(name: str) -> dict[str, Any]:
-        if name not in cache:
-            cache[name] = (media / name).read_bytes()
-        return {"bytes": cache[name], "path": None}
-
-    rows = [
-        {
-            "data_source": "synergy",
-            "prompt": [
-                {
-                    "role": "user",
-                    "content": image_marks(turn.record) + query(turn.record.question, turn.record.choices, instruction),
-                }
-            ],
-            "images": [image(name) for name in turn.record.images],
-            "reward_model": {"style": "rule", "ground_truth": turn.record.answer},
-            "extra_info": {
-                "id": turn.record.id,
-                "index": index,
-                "split": split,
-                "choices": json.dumps(turn.record.choices) if turn.record.choices else "",
-                "prefix": turn.prefix,
-                "prefix_rollouts": -1 if prefix_rollouts is None else prefix_rollouts,
-            },
-        }
-        for index, turn in enumerate(turns)
-    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=256)
+    schema = _verl_schema(lossless)
+    options: dict[str, Any] = {
+        "compression": {"images.list.element.bytes": "NONE", "prompt.list.element.content": "SNAPPY"},
+        "use_dictionary": ["data_source", "reward_model.style", "extra_info.split"],
+        "write_statistics": False,
+    }
+    rows: list[dict[str, Any]] = []
+    count = size = 0
+    with pq.ParquetWriter(path, schema, **options) as out:
+        for turn in turns:
+            images = [(media / name).read_bytes() for name in turn.record.images]
+            row = _verl_row(turn, images, count, instruction, prefix_rollouts, split)
+            rows.append({**row, "record": whole(turn.record)} if lossless else row)
+            count, size = count + 1, size + sum(map(len, images))
+            if len(rows) == GROUP or size > GROUP_BYTES:
+                _flush(out, rows, schema)
+                size = 0
+        _flush(out, rows, schema)
+    return count
 
 
-def vlmevalkit(path: Path, records: Sequence[Record], media: Path) -> None:
-    """A benchmark as VLMEvalKit reads it: index, question, answer, image (base64), A, B, … for choices, plus our columns."""
+GROUP, GROUP_BYTES = 256, 32 << 20
+
+
+def _flush(out: Any, rows: list[dict[str, Any]], schema: Any) -> None:
+    import pyarrow as pa
+
+    if rows:
+        out.write_table(pa.Table.from_pylist(rows, schema))
+        rows.clear()
+
+
+def _verl_schema(lossless: bool) -> Any:
+    import pyarrow as pa
+
+    text, number = pa.string(), pa.int64()
+    fields = {
+        "data_source": text,
+        "prompt": pa.list_(pa.struct({"role": text, "content": text})),
+        "images": pa.list_(pa.struct({"bytes": pa.binary(), "path": text})),
+        "reward_model": pa.struct({"style": text, "ground_truth": text}),
+        "extra_info": pa.struct(
+            {
+                "id": text,
+                "index": number,
+                "split": text,
+                "choices": text,
+                "prefix": text,
+                "prefix_rollouts": number,
+            }
+        ),
+    }
+    return pa.schema({**fields, "record": text} if lossless else fields)
+
+
+def _verl_row(
+    turn: Turn, images: Sequence[bytes], index: int, instruction: str, prefix_rollouts: int | None, split: str
+) -> dict[str, Any]:
+    record = turn.record
+    return {
+        "data_source": "synergy",
+        "prompt": [
+            {"role": "user", "content": image_marks(record) + query(record.question, record.choices, instruction)}
+        ],
+        "images": [{"bytes": data, "path": None} for data in images],
+        "reward_model": {"style": "rule", "ground_truth": record.answer},
+        "extra_info": {
+            "id": record.id,
+            "index": index,
+            "split": split,
+            "choices": json.dumps(record.choices) if record.choices else "",
+            "prefix": turn.prefix,
+            "prefix_rollouts": -1 if prefix_rollouts is None else prefix_rollouts,
+        },
+    }
+
+
+def vlmevalkit(path: Path, records: Sequence[Record], media: Path, lossless: bool = False) -> None:
+    """A benchmark as VLMEvalKit reads it: index, question, answer, image (base64), A, B, … for choices, plus our columns.
+    lossless: each row has its ``record`` too."""
     letters = sorted({letter for record in records for letter in record.choices or {}})
     columns = ["index", "id", "image", "question", *letters, "answer", "difficulty_level", "passes", "kind", "steps"]
+    columns += ["record"] if lossless else []
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8", newline="") as stream:
-        out = csv.DictWriter(stream, columns, delimiter="\t", lineterminator="\n")
+        # Quoted, since csv leaves a lone carriage return bare, and pandas takes one for the end of the row.
+        out = csv.DictWriter(stream, columns, delimiter="\t", lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         out.writeheader()
         for index, record in enumerate(records):
             images = [base64.b64encode((media / name).read_bytes()).decode() for name in record.images]
@@ -122,4 +185,5 @@ def vlmevalkit(path: Path, records: Sequence[Record], media: Path) -> None:
                 "kind": record.kind,
                 "steps": record.steps,
             }
+            row |= {"record": whole(record)} if lossless else {}
             out.writerow({**row, **(record.choices or {})})

@@ -75,7 +75,8 @@ def _check_lab(cfg: Config) -> None:
 
 def _source(cfg: Config, cache: Path | None) -> External:
     if cfg.data.source is None:
-        raise UserError("data.source is not set: give the folder of the JSONL files, or 'lab'")
+        made = "; synergy data prepare makes that folder from data.sources" if cfg.data.sources else ""
+        raise UserError(f"data.source is not set: give the folder of the JSONL files, or 'lab'{made}")
     found = _folder("data.source", cfg.data.source, cache)
     trains = cfg.recipe.get("strategy") != blocks.CHECKPOINTS
     for name in filter(None, (cfg.data.train, cfg.data.validation) if trains else ()):
@@ -118,6 +119,19 @@ def _tagged(bench: Benchmark, name: str, cache: Path | None, fetch: bool) -> Ext
     return _hub(name, bench.revision, fetch, wanted)
 
 
+def data_set(name: str, revision: str | None, setting: str) -> Path:
+    """The folder or file of a data set: a path, or a hub name with its commit, which is fetched unless the cache has it.
+
+    Raises UserError for what is neither, named by ``setting``.
+    """
+    place = Path(name).expanduser()
+    if place.exists():
+        return place.resolve()
+    if not HUB_NAME.fullmatch(name):
+        raise UserError(f"{setting}={name}: no such file or folder, and not a hub name (owner/name)")
+    return _hub(name, revision, True, Wanted(setting, "its revision", "dataset")).path
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What of the hub: the settings that name it and its commit, for people; the hub's word for its kind; which files, by
@@ -137,14 +151,14 @@ def _hub(name: str, revision: str | None, fetch: bool, wanted: Wanted) -> Extern
         )
     digest = identity.sha(f"hub:{'' if wanted.kind == 'model' else wanted.kind + 's/'}{name}@{revision}")
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import constants, snapshot_download
 
         place = snapshot_download(
             name,
             repo_type=wanted.kind,
             revision=revision,
             allow_patterns=list(wanted.files) or None,
-            local_files_only=not fetch,
+            local_files_only=not fetch or constants.HF_HUB_OFFLINE,
         )
         return External(Path(place), digest)
     except ImportError as error:

@@ -1,0 +1,194 @@
+"""Images wherever a row keeps them: bytes, {bytes, path} structs, base64, files below a folder, members of a zip file.
+
+Bytes go through as they are. Each image is opened once: its whole stream is decoded (of a JPEG at an eighth of its size, which
+decodes as much of the stream in a fraction of the time), and a perceptual hash is taken from what comes out.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import hashlib
+import io
+import os
+import urllib.parse
+import warnings
+import zipfile
+import zlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
+"""Formats that are opened, and their suffix. Others run programs (EPS) or are no pictures that the frameworks read."""
+MOST_BYTES = 64 << 20
+MOST_PIXELS = 50_000_000
+"""Of an image: a page of A3 at 400 dpi has 31 million."""
+MOST_RATIO = 200
+"""Of a zip member's size to what it takes in the archive, and of an image's longer side to the shorter (Qwen2-VL's limit)."""
+SIDE = 16
+"""The hash compares SIDE x SIDE pairs of neighbours."""
+
+
+class Unreadable(ValueError):
+    """An image that can't be opened."""
+
+
+class Unsafe(ValueError):
+    """An image or archive that is refused, whatever it holds."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """name: ``images/ab/<SHA-256>.png``. hash: perceptual, in hexadecimal digits."""
+
+    name: str
+    width: int
+    height: int
+    hash: str
+
+    def row(self) -> list[Any]:
+        return [self.name, self.width, self.height, self.hash]
+
+
+def data(cell: Any, media: Path) -> tuple[bytes, Path | None]:
+    """The bytes of an image cell, and the file that was read for it. media: the folder or zip file of what cells name.
+
+    Raises Unreadable, or Unsafe for what lies outside the media or is too large.
+    """
+    if isinstance(cell, Mapping):
+        if cell.get("bytes"):
+            return _bounded(bytes(cell["bytes"])), None
+        if cell.get("base64"):
+            try:
+                return _bounded(base64.b64decode(cell["base64"], validate=True)), None
+            except (binascii.Error, ValueError) as error:
+                raise Unreadable(f"is not base64 ({error})") from error
+        cell = cell.get("path")
+    if isinstance(cell, (bytes, bytearray)):
+        return _bounded(bytes(cell)), None
+    if not isinstance(cell, str):
+        raise Unreadable(f"is {type(cell).__name__}: neither bytes nor a name")
+    if media.is_file():
+        return _member(media, cell), media
+    file = place(cell, media)
+    try:
+        size = os.stat(file).st_size
+        if size > MOST_BYTES:
+            raise Unsafe(f"{cell!r} has {size >> 20} MiB, more than {MOST_BYTES >> 20}")
+        return file.read_bytes(), file
+    except OSError as error:
+        raise Unreadable(f"{file} can't be read ({error.strerror})") from error
+
+
+def place(name: str, media: Path) -> Path:
+    """The file that a name or file:// address means. Raises Unsafe unless it lies below the media folder, links followed."""
+    if name.startswith("file://"):
+        name = urllib.parse.unquote(name.removeprefix("file://"))
+    if "://" in name[:12]:
+        raise Unsafe(f"{name[:80]!r} is an address: fetch the images and set media to their folder")
+    if "\0" in name or len(name) > 4096:
+        raise Unsafe("its name is no file name")
+    file = Path(os.path.realpath(media / name))
+    if not file.is_relative_to(_real(media)):
+        raise Unsafe(f"{name!r} leaves the media folder {media}; set media to the folder that holds it")
+    return file
+
+
+@functools.cache
+def _real(media: Path) -> Path:
+    return Path(os.path.realpath(media))
+
+
+def _bounded(found: bytes) -> bytes:
+    if len(found) > MOST_BYTES:
+        raise Unsafe(f"has {len(found) >> 20} MiB, more than {MOST_BYTES >> 20}")
+    return found
+
+
+@functools.lru_cache(maxsize=4)
+def _archive(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise Unreadable(f"{path} can't be read as zip ({error})") from error
+
+
+def _member(path: Path, name: str) -> bytes:
+    """A member of a zip file, never unpacked to disk. Its name is only looked up, so it can lead nowhere."""
+    archive = _archive(path)
+    try:
+        told = archive.getinfo(name.removeprefix("file://").removeprefix("./"))
+        if told.file_size > MOST_BYTES or told.file_size > MOST_RATIO * max(told.compress_size, 1):
+            raise Unsafe(
+                f"{path.name}: {name!r} would unpack from {told.compress_size} to {told.file_size} bytes: a zip bomb"
+            )
+        with archive.open(told) as stream:
+            found = stream.read(MOST_BYTES + 1)  # whatever its header says
+    except KeyError as error:
+        raise Unreadable(f"{path.name} has no member {name!r}") from error
+    except (OSError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise Unreadable(f"{path.name}: {name!r} can't be unpacked ({error})") from error
+    return _bounded(found)
+
+
+def look(found: bytes) -> Seen:
+    """Decodes an image. Raises Unreadable or Unsafe."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
+            with Image.open(io.BytesIO(found), formats=tuple(FORMATS)) as picture:
+                width, height = picture.size
+                if width * height > MOST_PIXELS:
+                    raise Unsafe(f"has {width}x{height} pixels, more than {MOST_PIXELS:,}")
+                if max(width, height) > MOST_RATIO * min(width, height):
+                    raise Unreadable(f"is {width}x{height}: one side is more than {MOST_RATIO} times the other")
+                suffix = FORMATS[str(picture.format)]
+                if min(width, height) >= 8 * (SIDE + 1):
+                    picture.draft("L", (width // 8, height // 8))
+                picture.load()
+                small = picture.convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX)
+    except (Unsafe, Unreadable):
+        raise
+    except Image.DecompressionBombError as error:
+        raise Unsafe(f"is a decompression bomb ({error})") from error
+    except Exception as error:  # whatever a damaged picture makes the decoder raise
+        raise Unreadable(f"can't be opened ({error})") from error
+    digest = hashlib.sha256(found).hexdigest()
+    return Seen(f"images/{digest[:2]}/{digest}.{suffix}", width, height, _hash(small.tobytes()))
+
+
+def _hash(grey: bytes) -> str:
+    """dHash, with a bit for "darker to the right" and one for "lighter": in flat parts, of which diagrams mostly consist,
+    neither is set, and noise of compression sets none. Five lines, so that no library is needed beside numpy."""
+    import numpy as np
+
+    pixels = np.frombuffer(grey, np.uint8).reshape(SIDE, SIDE + 1).astype(np.int16)
+    step = np.diff(pixels, axis=1)
+    return np.packbits(np.concatenate([(step < -4).ravel(), (step > 4).ravel()])).tobytes().hex()
+
+
+def enlarged(found: bytes, least: int) -> bytes:
+    """The image as PNG, each side at least ``least`` pixels."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(found), formats=tuple(FORMATS)) as picture:
+        scale = least / min(picture.size)
+        size = tuple(max(least, round(side * scale)) for side in picture.size)
+        out = io.BytesIO()
+        picture.convert("RGB").resize((size[0], size[1]), Image.Resampling.BICUBIC).save(out, "PNG")
+    return out.getvalue()
+
+
+def keep(found: bytes, seen: Seen, folder: Path) -> None:
+    """Writes an image under its name, unless it is there or being written by another process. A folder that is left behind
+    half-written is the caller's to throw away."""
+    target = os.path.join(folder, seen.name)
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    with suppress(FileExistsError), open(target, "xb") as stream:
+        stream.write(found)
