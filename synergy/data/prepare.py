@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from synergy.data import checks, levels, mixture, records, rounds, tagged, writers
+from synergy.data import checks, levels, mixture, records, rounds, tagged, within, writers
 from synergy.data.records import Record
 from synergy.driver import handoff
 from synergy.errors import UserError
@@ -139,6 +139,7 @@ PARTS = {
     "train": train,
     "benchmarks": benchmarks,
     "round": rounds.build,
+    "within_step": within.build,
     "mixture": mixture.build,
     "levels": levels.build,
     "benchmark_levels": levels.of_benchmarks,

@@ -10,7 +10,7 @@ import base64
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,14 @@ TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assis
 
 @dataclass(frozen=True)
 class Turn:
-    """A question of an RL round: its record, and the beginning of the trace that the policy continues (or '')."""
+    """A question of an RL round: its record, and the beginning of the trace that the policy continues (or '').
+
+    more: what else the row's extra_info brings, the same keys in all rows of a file (synergy/data/within.py).
+    """
 
     record: Record
     prefix: str = ""
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 def image_marks(record: Record) -> str:
@@ -75,7 +79,7 @@ def verl(
             cache[name] = (media / name).read_bytes()
         return {"bytes": cache[name], "path": None}
 
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "data_source": "synergy",
             "prompt": [
@@ -93,6 +97,7 @@ def verl(
                 "choices": json.dumps(turn.record.choices) if turn.record.choices else "",
                 "prefix": turn.prefix,
                 "prefix_rollouts": -1 if prefix_rollouts is None else prefix_rollouts,
+                **turn.more,
             },
         }
         for index, turn in enumerate(turns)

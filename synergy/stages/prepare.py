@@ -35,6 +35,8 @@ IDENTITY = frozenset(
         "prefix_rollouts",
         "sft_on",
         "drop_easiest",
+        "room",
+        "within_step",
     ]
 )
 RUNTIME: frozenset[str] = frozenset()
