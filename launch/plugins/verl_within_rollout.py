@@ -161,11 +161,12 @@ class WithinStep(ReplayBuffer):
         groups: dict[str, list[int]] = {}
         for i, key in enumerate(batch.keys):
             groups.setdefault(key.rsplit("_", 2)[0], []).append(i)
-        keys, tags, zero = list(batch.keys), list(batch.tags), 0
+        keys, tags, zero = list(batch.keys), list(batch.tags), list[bool]()
         sft_tokens = {"sft": 0, "given": 0}
         for members in groups.values():
             fates = places([rows[i] for i in members], float(self.sampler_kwargs.pass_rate))
-            zero += fates[0] == "sft" and not rows[members[0]].whole
+            judged = [rows[i].acc for i in members if rows[i].acc is not None]
+            zero += [not any(judged)] if judged else []
             sft_tokens["sft"] += self._replace(batch, members, fates, keys, tags)
         begun = [i for i, key in enumerate(keys) if key == batch.keys[i] and rows[i].given]
         if begun:  # verl's loss_mask is its response_mask; here it counts the tokens that have a loss
@@ -183,7 +184,7 @@ class WithinStep(ReplayBuffer):
         empty = sum(tag["seq_len"] for key, tag in zip(keys, tags, strict=True) if key.startswith("pad"))
         return arranged, {
             **figures(rows),
-            "synergy/zero_pass": zero / len(groups),
+            **({"synergy/zero_pass": sum(zero) / len(zero)} if zero else {}),
             "synergy/sft_tokens": float(sum(sft_tokens.values())),
             "synergy/actor_tokens": float(spent),
             "synergy/sft_share": on_sft / spent,
