@@ -275,8 +275,9 @@ def test_the_agent_loop_is_named_where_verl_looks() -> None:
     from omegaconf import OmegaConf
     from verl.trainer.ppo.v1 import agent_loop_tq
 
-    (entry,) = OmegaConf.load(PLUGINS / "prefix_agent.yaml")
+    entry, other = OmegaConf.load(PLUGINS / "prefix_agent.yaml")
     assert entry.name == "prefix_agent" and get_class(entry._target_).__name__ == "PrefixAgentLoop"
+    assert other.name == "within_step_agent" and get_class(other._target_).__name__ == "WithinStepAgentLoop"
     assert "session_id=i" in inspect.getsource(agent_loop_tq), "verl no longer tells a rollout its number in the group"
 
 

@@ -17,8 +17,7 @@ from synergy.data.records import Record
 COUNT = 10
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
+def ten_questions(tmp_path: Path) -> Path:
     """Ten questions; the last one has no trace."""
     place = tmp_path / "data/records"
     place.mkdir(parents=True)
@@ -28,6 +27,11 @@ def data(tmp_path: Path) -> Path:
     records.write(place / "train.jsonl", found)
     (place / "train_visual_tokens.json").write_text('{"x.png": 5}')
     return tmp_path / "data"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return ten_questions(tmp_path)
 
 
 def counts(file: Path, passes: dict[str, int]) -> Path:

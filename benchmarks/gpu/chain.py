@@ -2,8 +2,8 @@
 
     python benchmarks/gpu/chain.py WORK RANKS [size=3b] [plan] [override ...]     # again: it continues
 
-Makes the model (random_model.py) and 96 questions with one image of 448 × 448 pixels in WORK, runs `synergy run` there, and prints
-for each stage its time and what the framework told of its speed. Random weights answer nothing right, so reward_by_chance.py
+Makes the model (random_model.py) and 96 questions with one image of 448 × 448 pixels in WORK, runs `synergy run` there, and
+prints each stage's time and figures. Random weights answer nothing right, so reward_by_chance.py
 judges. Whole optimizer states (37 GB) are not saved: a stage that is cut off begins anew, all before it are reused.
 """
 

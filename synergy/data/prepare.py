@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from synergy.data import checks, distill, levels, mixture, records, rounds, selection, tagged, writers
+from synergy.data import checks, distill, levels, mixture, records, rounds, selection, tagged, within, writers
 from synergy.data.records import Record
 from synergy.driver import handoff
 from synergy.errors import UserError
@@ -142,6 +142,7 @@ PARTS = {
     "train": train,
     "benchmarks": benchmarks,
     "round": rounds.build,
+    "within_step": within.build,
     "mixture": mixture.build,
     "distill": distill.build,
     "levels": levels.build,

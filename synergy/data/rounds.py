@@ -105,7 +105,7 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
     visual = json.loads((data / "train_visual_tokens.json").read_text())
     checks.prompts([(t.record, t.prefix) for t in turns], visual, words, spec["instruction"], spec["max_prompt_length"])
     writers.verl(out / "rl" / "train.parquet", turns, data, spec["instruction"], spec["prefix_rollouts"])
-    _validation(spec, data, words, out / "rl" / "validation.parquet")
+    validation(spec, data, words, out / "rl" / "validation.parquet")
     writers.llamafactory(out / "sft", {"train": [(by_id[name], starts[name], spec["instruction"]) for name in sft]})
     (out / "order.json").write_text(json.dumps(rl) + "\n")
     (out / "left.json").write_text(json.dumps(left) + "\n")
@@ -118,7 +118,7 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
     return {**told, "prefix": share}
 
 
-def _validation(spec: Mapping[str, Any], data: Path, words: Any, file: Path) -> None:
+def validation(spec: Mapping[str, Any], data: Path, words: Any, file: Path) -> None:
     """The validation split, if there is one, for verl's own validation (rl.verl.trainer.test_freq)."""
     if (data / "validation.jsonl").exists():
         turns = [Turn(record, "") for record in records.read(data / "validation.jsonl")]

@@ -92,7 +92,7 @@ def special_tokens(words: Tokenizer) -> list[str]:
 
 def of_records(found: Iterable[Record]) -> list[Row]:
     """Each record as it is, with the passes of 16 runs that it was tagged with."""
-    return [Row(r.id, source=getattr(r, "source", None) or "", level=r.level, passes=r.passes) for r in found]
+    return [Row(r.id, source=r.source or "", level=r.level, passes=r.passes) for r in found]
 
 
 def of_responses(
@@ -125,7 +125,7 @@ def of_responses(
             continue
         told = heads.pop(record.id)
         passes = sum(right for right, *_ in told)
-        source = getattr(record, "source", None) or ""
+        source = record.source or ""
         for right, tokens, index, at, why in told:
             row = Row(record.id, RESPONSES, source, record.level, passes, len(told), right, tokens, index, at)
             refused.append((row, why)) if why else rows.append(row)

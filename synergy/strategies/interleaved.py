@@ -1,10 +1,12 @@
 """interleaved: SFT on the questions that the model never solves, RL on the rest (paper, interleaved section; Table 6).
 
-The paper mixes both losses inside a step; by rounds the two frameworks take turns. Each round is a slice of plain RL's order of
-questions: those whose newest pass count is zero get SFT on their whole trace, then GRPO runs on the others, and its rollouts
-are the pass counts of the rounds after it. A question without a count goes to RL: in the first round all do, unless the base
-model was sampled first. Optimizer states start anew at every switch; the learning rates go on, as SFT has one schedule over
-all of its rounds, and RL another.
+The paper mixes both losses inside a step. So does ``granularity: step``: GRPO on all questions, and where the rollouts of a
+step have at most ``pass_rate`` right ones, SFT on the trace in their place.
+
+By rounds the two frameworks take turns. Each round is a slice of plain RL's order of questions: those whose newest pass count
+is zero get SFT on their whole trace, then GRPO runs on the others, and its rollouts are the pass counts of the rounds after it.
+A question without a count goes to RL: in the first round all do, unless the base model was sampled first. Optimizer states
+start anew at every switch; the learning rates go on, as SFT has one schedule over all of its rounds, and RL another.
 
 Ablation (``sft_on: all``): SFT sees the traces of all the round's questions; what RL sees stays as it is.
 """
@@ -16,21 +18,51 @@ from dataclasses import dataclass
 from synergy.config import Config
 from synergy.errors import UserError
 from synergy.stages import Stage
-from synergy.strategies import base, blocks
+from synergy.strategies import base, blocks, within_step
 
 SFT_ON = ("zero_pass", "all")
+TRACE_COUNTS = ("rollouts", "one")
 
 
 @dataclass(frozen=True)
 class Knobs:
+    granularity: str = "round"
     rounds: int = 3
     sft_on: str = "zero_pass"
     sft_weight: float = 1.0
     sft_epochs: float = 1.0
     sample_first: bool = False
+    pass_rate: float = 0.0
+    trace_counts: str = "rollouts"
+
+
+def _within_step(cfg: Config, knobs: Knobs) -> list[Stage]:
+    if knobs.sft_on != "zero_pass":
+        raise UserError(f"recipe.sft_on={knobs.sft_on} is only there by rounds: take recipe.granularity=round")
+    if knobs.trace_counts not in TRACE_COUNTS:
+        raise UserError(f"recipe.trace_counts={knobs.trace_counts!r} is one of {', '.join(TRACE_COUNTS)}")
+    return [
+        *base.stages(cfg, base.Knobs()),
+        blocks.train_data(cfg),
+        within_step.data(cfg, "traced", "questions in RL's order, each with its trace"),
+        within_step.rl(
+            cfg,
+            "interleaved",
+            "traced",
+            "GRPO; in each step SFT on the traces of questions without a right rollout",
+            sft_weight=knobs.sft_weight,
+            copies=None if knobs.trace_counts == "rollouts" else 1,
+            baseline="group",
+            pass_rate=knobs.pass_rate,
+            begun=False,
+        ),
+        blocks.evaluate(cfg, "interleaved"),
+    ]
 
 
 def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
+    if within_step.wanted(knobs.granularity):
+        return _within_step(cfg, knobs)
     if knobs.rounds < 1:
         raise UserError(f"recipe.rounds={knobs.rounds}: interleaved needs a round or more")
     if knobs.sft_on not in SFT_ON:

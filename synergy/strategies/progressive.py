@@ -4,56 +4,77 @@ A question that the model never solves (zero-pass) gets its external trace: in t
 shrinking prefix, on which SFT runs with a small weight while GRPO trains what the policy writes after it; in the last round
 nothing. All other questions take plain GRPO in every round. Over all rounds each question is seen as often as in plain RL.
 
-The paper mixes both losses inside a step; by rounds the two frameworks take turns. The SFT weight multiplies the learning
+The paper mixes both losses inside a step. So does ``granularity: step``: one RL stage whose rollouts of zero-pass questions
+begin with a prefix that shrinks from step to step; SFT runs on the prefix, GRPO on what follows. By rounds the two frameworks
+take turns. There the SFT weight multiplies the learning
 rate: Adam divides by the gradient's own size, so scaling the loss of a stage that has no other loss would change nothing.
 Optimizer states start anew at every switch; the learning rates go on, as SFT has one schedule over its rounds, and RL another.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from synergy.config import Config
+from synergy.data.shares import SCHEDULES, prefix_share
 from synergy.errors import UserError
 from synergy.stages import Stage
-from synergy.strategies import base, blocks
+from synergy.strategies import base, blocks, within_step
 
-SCHEDULES = ("linear", "cosine", "step")
 UNITS = ("tokens", "sentences")
 
 
 @dataclass(frozen=True)
 class Knobs:
+    granularity: str = "round"
     rounds: int = 3
     schedule: str = "linear"
     sft_weight: float = 0.2
     prefix_unit: str = "tokens"
     prefix_rollouts: int | None = None
+    baseline: str = "group"
 
 
-def prefix_share(schedule: str, index: int, rounds: int) -> float:
-    """Share of the trace given in round ``index`` (0-based): 1 in the first, 0 in the last, falling in between."""
-    done = index / (rounds - 1)
-    if schedule == "linear":
-        share = 1 - done
-    elif schedule == "cosine":
-        share = (1 + math.cos(math.pi * done)) / 2
-    else:  # step: all of it in the first half of the rounds, then nothing
-        share = 1.0 if done < 0.5 else 0.0
-    return round(share, 4)
+def _counted(cfg: Config) -> list[Stage]:
+    """The base model's evaluation, the data, and which of its questions the base model never solves."""
+    note = "which questions the base model never solves"
+    order, passes = (
+        blocks.round_data(cfg, "order", "data"),
+        blocks.sample(cfg, "passes", blocks.BASE, "data", "order", note),
+    )
+    return [*base.stages(cfg, base.Knobs()), blocks.train_data(cfg), order, passes]
+
+
+def _within_step(cfg: Config, knobs: Knobs) -> list[Stage]:
+    prefix = {"schedule": knobs.schedule, "unit": knobs.prefix_unit}
+    note = "zero-pass questions with a prefix of their trace, from all of it in the first step to none in the last"
+    return [
+        *_counted(cfg),
+        within_step.data(cfg, "prefixed", note, ["passes"], prefix, knobs.prefix_rollouts),
+        within_step.rl(
+            cfg,
+            "progressive",
+            "prefixed",
+            "GRPO from the prefix on, and SFT on the prefix, in the same steps",
+            sft_weight=knobs.sft_weight,
+            copies=knobs.prefix_rollouts,
+            baseline=knobs.baseline,
+            pass_rate=0.0,
+            begun=True,
+        ),
+        blocks.evaluate(cfg, "progressive"),
+    ]
 
 
 def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
+    if knobs.schedule not in SCHEDULES or knobs.prefix_unit not in UNITS:
+        raise UserError(f"recipe.schedule is one of {SCHEDULES}, recipe.prefix_unit one of {UNITS}")
+    if within_step.wanted(knobs.granularity):
+        return _within_step(cfg, knobs)
     if knobs.rounds < 2:
         raise UserError(f"recipe.rounds={knobs.rounds}: progressive needs two rounds or more; one round is recipe=rl")
     blocks.check_rounds(cfg, knobs.rounds)
-    if knobs.schedule not in SCHEDULES or knobs.prefix_unit not in UNITS:
-        raise UserError(f"recipe.schedule is one of {SCHEDULES}, recipe.prefix_unit one of {UNITS}")
-    planned = [*base.stages(cfg, base.Knobs()), blocks.train_data(cfg)]
-    planned.append(blocks.round_data(cfg, "order", "data"))
-    note = "which questions the base model never solves"
-    planned.append(blocks.sample(cfg, "passes", blocks.BASE, "data", "order", note))
+    planned = _counted(cfg)
     model, passes = blocks.BASE, ["passes"]
     shares = [prefix_share(knobs.schedule, index, knobs.rounds) for index in range(knobs.rounds)]
     sft_rounds = sum(share > 0 for share in shares)  # the first ones, as shares fall

@@ -1,0 +1,54 @@
+"""The form ``granularity: step`` of interleaved and progressive: SFT and RL in the steps of one RL stage, as the paper mixes
+them (docs/within_step.md has the equation). One optimizer, one schedule, no switch between frameworks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from synergy.config import Config
+from synergy.errors import UserError
+from synergy.stages import Stage, within_step
+from synergy.strategies import blocks
+
+GRANULARITIES = ("round", "step")
+
+
+def wanted(granularity: str) -> bool:
+    """Whether the recipe mixes within steps. Raises UserError for another granularity."""
+    if granularity not in GRANULARITIES:
+        raise UserError(f"recipe.granularity={granularity!r} is one of {', '.join(GRANULARITIES)}")
+    return granularity == "step"
+
+
+def data(
+    cfg: Config,
+    name: str,
+    note: str,
+    passes: Sequence[str] = (),
+    prefix: Mapping[str, Any] | None = None,
+    prefix_rollouts: int | None = None,
+) -> Stage:
+    """Plain RL's questions with their traces; with ``prefix`` (schedule, unit) zero-pass ones with a beginning of theirs."""
+    settings = {
+        "part": "within_step",
+        "epochs": cfg.budget.rl_epochs,
+        "steps": cfg.budget.rl_steps,
+        "batch": cfg.rl.verl["data"]["train_batch_size"],
+        "max_prompt_length": cfg.rl.verl["data"]["max_prompt_length"],
+        "instruction": cfg.data.instruction,
+        "seed": cfg.seed,
+        "room": cfg.lengths.rl,
+        "prefix_rollouts": prefix_rollouts,
+        "within_step": dict(prefix or {}),
+    }
+    inputs = {"base": blocks.BASE, "data": "data", **{f"passes_{i}": stage for i, stage in enumerate(passes)}}
+    return Stage(name, "prepare", settings, inputs, note)
+
+
+def rl(cfg: Config, name: str, mixed: str, note: str, copies: int | None = None, **told: Any) -> Stage:
+    """verl on these questions, with SFT in its steps. copies: the rollouts that a whole trace counts as, null: all of a
+    question's; told: of ``synergy.stages.within_step.settings``."""
+    n = within_step.rollouts(cfg.rl.verl)
+    setting = within_step.settings(cfg.rl.verl, copies=n if copies is None else min(n, copies), **told)
+    return blocks.rl(cfg, name, blocks.BASE, mixed, note, cfg.lengths.rl, within_step=setting)
