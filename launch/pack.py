@@ -39,15 +39,14 @@ HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 def chosen(pins: str, leave: list[str]) -> list[str]:
     """The lines of ``launch/requirements/<pins>.txt`` whose package matches none of the patterns ``leave``; a CPU build of
-    torch counts as torch."""
+    torch counts as torch. OpenCV comes without its windows, whose libGL a server seldom has."""
     file = REQUIREMENTS / f"{pins}.txt"
     if not file.is_file():
         known = ", ".join(sorted(f.stem for f in REQUIREMENTS.glob("*.txt")))
         fail(f"there are no pins {pins} in {REQUIREMENTS}; there are {known}")
     lines = re.findall(r"^[A-Za-z0-9][\w.\[\]-]*==\S+", file.read_text(), re.MULTILINE)
-    return [
-        line for line in lines if not any(fnmatch.fnmatch(line.split("==")[0].lower(), pattern) for pattern in leave)
-    ]
+    kept = (ln for ln in lines if not any(fnmatch.fnmatch(ln.split("==")[0].lower(), pattern) for pattern in leave))
+    return [line.replace("opencv-python==", "opencv-python-headless==") for line in kept]
 
 
 def download(uv: Uv, packages: list[str], python: str, target: Path, project: bool) -> None:

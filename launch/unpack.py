@@ -10,6 +10,7 @@ this Python, which come last on their path. A part that is missing or damaged is
 from __future__ import annotations
 
 import argparse
+import configparser
 import hashlib
 import io
 import subprocess
@@ -68,6 +69,22 @@ class Joined(io.RawIOBase):
         return count
 
 
+def scripts(folder: Path, packages: Path) -> None:
+    """The programs that the packages bring (``llamafactory-cli``), as pip writes them, for this very interpreter."""
+    for file in packages.glob("*.dist-info/entry_points.txt"):
+        told = configparser.ConfigParser(delimiters=("=",))
+        told.optionxform = str  # type: ignore[assignment,method-assign]
+        told.read_string(file.read_text())
+        for name, place in told["console_scripts"].items() if told.has_section("console_scripts") else ():
+            module, _, function = place.split("[")[0].strip().partition(":")
+            program = folder / "bin" / name
+            program.write_text(
+                f"#!{folder / 'bin' / 'python'}\nimport sys\n\nfrom {module} import {function.split('.')[0]}\n\n"
+                f"sys.exit({function}())\n"
+            )
+            program.chmod(0o755)
+
+
 def make(folder: Path, packages: Path) -> None:
     """A virtual environment of this Python around unpacked packages."""
     venv.create(folder, with_pip=False, symlinks=True, system_site_packages=True)
@@ -76,6 +93,7 @@ def make(folder: Path, packages: Path) -> None:
     packages.rename(site)
     # A venv made by a venv's Python sees only the packages of that one's base; this names its own. They come last.
     (site / "zz_host.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    scripts(folder, site)
 
 
 def main() -> int:

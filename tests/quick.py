@@ -68,7 +68,7 @@ def todo(root: Path, recipe: str) -> Plan:
     ]
     root.mkdir(exist_ok=True)
     space = Workspace(root)
-    return Plan(recipe, plan.make(planned, {"base": External(outside, "0" * 64)}, space, {}), space, {})
+    return Plan(recipe, plan.make(planned, {"base": External(outside, identity.digest(outside))}, space, {}), space, {})
 
 
 class Clock:

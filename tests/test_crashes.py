@@ -31,7 +31,7 @@ from test_driver import QUIET
 from test_strategies import config
 
 from synergy import environments, stages, strategies
-from synergy.driver import card, execute, ledger, manifest, plan, publish
+from synergy.driver import card, execute, identity, ledger, manifest, plan, publish
 from synergy.driver.execute import Limits
 from synergy.driver.externals import External
 from synergy.driver.plan import Plan, Workspace
@@ -66,7 +66,7 @@ def todo(root: Path, recipe: str) -> Plan:
     if not base.exists():
         make_checkpoint(base)
     root.mkdir(exist_ok=True)
-    outside = {"base": External(base, "0" * 64)}
+    outside = {"base": External(base, identity.digest(base))}
     return Plan(recipe, plan.make(list(planned(recipe)), outside, space, pythons()), space, pythons())
 
 

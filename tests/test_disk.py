@@ -16,7 +16,7 @@ from test_driver import QUIET, Script
 from test_strategies import config
 
 from synergy import stages, strategies
-from synergy.driver import disk, execute, ledger, plan
+from synergy.driver import disk, execute, identity, ledger, plan
 from synergy.driver.execute import Limits
 from synergy.driver.externals import External
 from synergy.driver.plan import Plan, Step, Workspace
@@ -46,7 +46,9 @@ def base(folder: Path, count: int, dtype: str = "F32") -> Path:
 
 def todo(root: Path, model: Path, *planned: Stage) -> Plan:
     space = Workspace(root)
-    return Plan("test", plan.make(list(planned), {"base": External(model, "b")}, space, {}), space, {})
+    return Plan(
+        "test", plan.make(list(planned), {"base": External(model, identity.digest(model))}, space, {}), space, {}
+    )
 
 
 def trained(name: str, script: str, model: str = "base") -> Stage:

@@ -229,7 +229,9 @@ def test_the_card_is_the_hubs_and_tells_counts_and_origin(tmp_path: Path) -> Non
 def test_the_lab_has_its_licence(tmp_path: Path) -> None:
     spec = sampled(tmp_path, lambda index, record: (RIGHT.format(n=record.answer), 1.0, "stop"))
     source = {"settings": {"source": "lab"}}
-    ledger.append(tmp_path / "ledger.jsonl", Entry("d" * 64, "prepare", "data", "x", "", "", source))
+    ledger.append(
+        tmp_path / "ledger.jsonl", Entry("d" * 64, "prepare", "data", "stages/prepare-1/output", "", "", source)
+    )
     made = Entry("0" * 64, "sample", "r", "stages/sample-1/output", "", "", {"inputs": {"data": "d" * 64}})
     ledger.append(tmp_path / "ledger.jsonl", made)
     distill.build(spec, tmp_path / "out")

@@ -138,6 +138,14 @@ def test_a_users_mistake_is_one_line(tmp_path: Path) -> None:
         run(tmp_path, stage("one", "echo noise; echo the file is bad; exit 2"))
 
 
+def test_a_program_that_is_not_there_is_one_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment whose packages are there and whose programs are not: seen on a host that got it packed."""
+    gone = Command((str(tmp_path / "bin/llamafactory-cli"), "train"), {})
+    monkeypatch.setattr(Script, "command", lambda self, job: gone)
+    with pytest.raises(UserError, match=r"bin/llamafactory-cli can't be started .*synergy doctor"):
+        run(tmp_path / "runs", stage("one"))
+
+
 def test_a_silent_stage_is_stopped_with_all_its_processes(tmp_path: Path) -> None:
     hang = stage("one", "setsid sleep 300 & echo started; sleep 300")
     with pytest.raises(StageFailed, match="said nothing"):

@@ -31,7 +31,6 @@ def load(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (ANSWERS / name).read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("name", ["pairs.jsonl", "held_out.jsonl"])
 def cpu_seconds() -> float:
     """Processor time of this process and all below it, ended ones included."""
     me = psutil.Process()
@@ -42,6 +41,7 @@ def cpu_seconds() -> float:
     return spent
 
 
+@pytest.mark.parametrize("name", ["pairs.jsonl", "held_out.jsonl"])
 def test_agrees_with_hand_made_labels(name: str) -> None:
     pairs = load(name)
     wrong = [p for p in pairs if judge(p["response"], p["gold"], p.get("choices")).correct is not p["correct"]]

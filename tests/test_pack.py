@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -42,6 +43,23 @@ def test_unpacks_to_an_environment_that_imports_and_runs(packed: Path, tmp_path:
     assert list((tmp_path / "envs").rglob("uv/__pycache__/*.pyc"))
     again = run(packed / "unpack.py", tmp_path / "envs")
     assert again.returncode and "is not empty; name another folder" in again.stderr
+
+
+def test_programs_of_packages_are_there(tmp_path: Path) -> None:
+    """uv's is no Python program, so this one is made by hand: the packed folder has packages, and no ``bin``."""
+    spec = importlib.util.spec_from_file_location("unpack", PACK.with_name("unpack.py"))
+    assert spec and spec.loader
+    unpack = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(unpack)
+    packages = tmp_path / "packed"
+    (packages / "told-1.0.dist-info").mkdir(parents=True)
+    (packages / "told-1.0.dist-info/entry_points.txt").write_text("[console_scripts]\ntold-cli = told:Told.main\n")
+    (packages / "told.py").write_text(
+        "class Told:\n    @staticmethod\n    def main():\n        print('told')\n        return 3\n"
+    )
+    unpack.make(tmp_path / "env", packages)
+    done = subprocess.run([tmp_path / "env/bin/told-cli"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "told\n")
 
 
 def test_a_damaged_or_missing_part_is_named_before_anything_is_written(packed: Path, tmp_path: Path) -> None:

@@ -101,13 +101,18 @@ def test_the_ablation_gives_sft_all_questions_and_rl_the_same_as_before(tmp_path
     assert read(all_)[1:] == read(zero)[1:]
 
 
+def response(name: str, index: int, acc: float, text: str) -> str:
+    """A line as synergy/workers/sample.py writes it, as far as it is read here."""
+    told = {"id": name, "index": index, "acc": acc, "response": text, "tokens": len(text), "finish_reason": "stop"}
+    return json.dumps(told)
+
+
 @pytest.mark.parametrize("what", ["round", "all", "mixture", "crowd"])
 def test_a_mistake_in_the_data_is_one_message(
     tmp_path: Path, data: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if what == "mixture":
-        lines = [json.dumps({"id": f"q{i}", "acc": 0.0, "response": "no"}) for i in range(COUNT)]
-        (tmp_path / "r.jsonl").write_text("\n".join(lines))
+        (tmp_path / "r.jsonl").write_text("\n".join(response(f"q{i}", 0, 0.0, "no") for i in range(COUNT)))
         code, _ = build(tmp_path / "m", data, part="mixture", responses=str(tmp_path / "r.jsonl"), cutoff_len=200)
     elif what == "crowd":
         passes = counts(tmp_path / "p.jsonl", {f"q{i}": 0 for i in range(COUNT - 1)})
@@ -123,8 +128,8 @@ def test_a_mistake_in_the_data_is_one_message(
 
 
 def test_the_mixture_keeps_right_responses_and_adds_traces_where_there_is_none(tmp_path: Path, data: Path) -> None:
-    rows = [{"id": f"q{i}", "acc": float(k < i), "response": f"r{i}.{k}"} for i in range(3) for k in range(2)]
-    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = [response(f"q{i}", k, float(k < i), f"r{i}.{k}") for i in range(3) for k in range(2)]
+    (tmp_path / "r.jsonl").write_text("\n".join(rows))
     code, out = build(tmp_path / "m", data, part="mixture", responses=str(tmp_path / "r.jsonl"), cutoff_len=200)
     texts = [row["messages"][1]["content"] for row in json.loads((out / "sft/train.json").read_text())]
     assert code == 0 and texts == ["<think>1 plus 0</think>\\boxed{3}", "r1.0", "r2.0", "r2.1"]

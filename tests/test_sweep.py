@@ -191,7 +191,7 @@ def test_a_failure_stops_the_sweep_and_says_how_to_go_on(
     monkeypatch.setattr(driver_plan, "of_config", lambda cfg, fetch=False: plans[id(cfg)])
     begun = []
 
-    def one(cfg: Config, todo: Plan, server: object) -> None:
+    def one(cfg: Config, todo: Plan, server: object, plans: object) -> None:
         begun.append(todo.recipe)
         if len(begun) == 2:
             raise StageFailed("stage sft broke")

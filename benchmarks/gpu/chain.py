@@ -4,7 +4,7 @@
 
 Makes the model (random_model.py) and 96 questions with one image of 448 × 448 pixels in WORK, runs `synergy run` there, and
 prints each stage's time and figures. Random weights answer nothing right, so reward_by_chance.py judges. Optimizer states, of
-30 GB, are not saved: a stage that is cut off begins anew, and all before it are reused. CUDA graphs are left out: compiling them
+30 GB, are not saved: a stage that is cut off begins anew, all before it are reused. CUDA graphs are left out: compiling them
 takes longer than this run.
 """
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from synergy import machine
+from synergy.errors import UserError
 from synergy.stages import Command
 
 MARK = "SYNERGY_STAGE"
@@ -114,7 +115,7 @@ def run(
     the child at once and all every few seconds.
     A child silent for ``stall_seconds``, or still there after ``limit_seconds``, is killed; time is the monotonic clock's, so
     that setting the wall clock stops nothing. On KeyboardInterrupt, and on any other error, all its processes are ended before
-    the exception goes on.
+    the exception goes on. Raises UserError when the program is not there.
     """
     started = moved = ticked = time.monotonic()
     peak, sampled = 0, -MEMORY_SECONDS
@@ -122,16 +123,22 @@ def run(
     stopped: str | None = None
     marks = (mark,) if beside is None else (mark, beside)
     with log.open("ab") as sink:
-        child = subprocess.Popen(
-            command.argv,
-            cwd=command.cwd,
-            env=environment(command, mark),
-            stdin=subprocess.DEVNULL,
-            stdout=sink,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=machine.die_with_parent,
-        )
+        try:
+            child = subprocess.Popen(
+                command.argv,
+                cwd=command.cwd,
+                env=environment(command, mark),
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=machine.die_with_parent,
+            )
+        except (FileNotFoundError, PermissionError) as error:
+            raise UserError(
+                f"{command.argv[0]} can't be started ({error.strerror}): its environment is not whole. 'synergy doctor' says "
+                "what is installed; make setup mends it, or frameworks.<name>=<Python> names another one"
+            ) from error
     try:
         seen([psutil.Process(child.pid)])
         while child.poll() is None:

@@ -251,7 +251,8 @@ def _tidy(out: Shaped) -> None:
         if text is not None and not isinstance(text, str):
             raise ValueError(f"{name} is {type(text).__name__}, not text")
         told[name] = text or None
-    records.parse({**told, "choices": told["choices"]}, "the row")
+    if not out.problems:
+        records.parse(told, "the row")
 
 
 def _unmarked(question: str, out: Shaped) -> str:
