@@ -65,17 +65,14 @@ class Clock:
         file.write_bytes(data)
 
 
-class Other:
-    """Stands for prepare, sample, merge and evaluate: no native checkpoints, so a kill costs the stage's own work."""
+class Plain:
+    """What a double of a kind has where it stands for nothing of its kind's own."""
 
     IDENTITY: frozenset[str] = frozenset({"name"})
     RUNTIME: frozenset[str] = frozenset()
     FRAMEWORKS: tuple[str, ...] = ()
     PACKAGES: tuple[str, ...] = ()
     NATIVE, VERSION = "double", 1
-
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
 
     def identity(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         return dict(settings)
@@ -87,6 +84,13 @@ class Other:
 
     def resume_point(self, job: Job) -> int | None:
         return None
+
+
+class Other(Plain):
+    """Stands for prepare, sample, merge and evaluate: no native checkpoints, so a kill costs the stage's own work."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
 
     def command(self, job: Job) -> Command:
         return Command(("double",))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from doubles import Plain
 from test_strategies import config
 
 from synergy import stages, strategies
@@ -16,7 +17,7 @@ from synergy.driver.execute import Limits, Watcher
 from synergy.driver.externals import External
 from synergy.driver.keep import Keeper
 from synergy.driver.plan import Plan, Step, Workspace
-from synergy.stages import Command, Job, Progress, Stage
+from synergy.stages import Command, Job, Stage
 
 RECIPES = tuple(name for name in strategies.STRATEGIES if name != "tag")
 CONFIGS = {recipe: config(recipe) for recipe in RECIPES}
@@ -26,25 +27,8 @@ class Killed(BaseException):
     """Stands for SIGKILL: no code of ours may catch it and go on."""
 
 
-class Double:
+class Double(Plain):
     """Its result tells all that went in, so that a stage made from something else is another one."""
-
-    IDENTITY: frozenset[str] = frozenset({"name"})
-    RUNTIME: frozenset[str] = frozenset()
-    FRAMEWORKS: tuple[str, ...] = ()
-    PACKAGES: tuple[str, ...] = ()
-    NATIVE, VERSION = "double", 1
-
-    def identity(self, settings: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(settings)
-
-    def check(self, stage: Stage, pythons: Mapping[str, str]) -> None: ...
-
-    def progress(self, job: Job) -> Progress | None:
-        return None
-
-    def resume_point(self, job: Job) -> int | None:
-        return None
 
     def command(self, job: Job) -> Command | None:
         parts = [(path / "result").read_text() for path in job.inputs.values()]

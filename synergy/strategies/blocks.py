@@ -137,12 +137,7 @@ def round_data(
         "part": "round",
         "index": index,
         "rounds": rounds,
-        "epochs": cfg.budget.rl_epochs,
-        "steps": cfg.budget.rl_steps,
-        "batch": cfg.rl.verl["data"]["train_batch_size"],
-        "max_prompt_length": cfg.rl.verl["data"]["max_prompt_length"],
-        "instruction": cfg.data.instruction,
-        "seed": cfg.seed,
+        **order(cfg),
         "prefix": prefix,
         "unit": unit,
         "prefix_rollouts": prefix_rollouts,
@@ -152,6 +147,19 @@ def round_data(
     inputs = {"base": BASE, "data": data, **{f"passes_{i}": stage for i, stage in enumerate(passes)}}
     inputs |= {"carry": carry} if carry else {}
     return Stage(name, "prepare", settings, inputs, note)
+
+
+def order(cfg: Config) -> dict[str, Any]:
+    """What decides which questions plain RL sees, and in which order."""
+    data = cfg.rl.verl["data"]
+    return {
+        "epochs": cfg.budget.rl_epochs,
+        "steps": cfg.budget.rl_steps,
+        "batch": data["train_batch_size"],
+        "max_prompt_length": data["max_prompt_length"],
+        "instruction": cfg.data.instruction,
+        "seed": cfg.seed,
+    }
 
 
 def check_rounds(cfg: Config, rounds: int) -> None:

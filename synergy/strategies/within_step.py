@@ -32,12 +32,7 @@ def data(
     """Plain RL's questions with their traces; with ``prefix`` (schedule, unit) zero-pass ones with a beginning of theirs."""
     settings = {
         "part": "within_step",
-        "epochs": cfg.budget.rl_epochs,
-        "steps": cfg.budget.rl_steps,
-        "batch": cfg.rl.verl["data"]["train_batch_size"],
-        "max_prompt_length": cfg.rl.verl["data"]["max_prompt_length"],
-        "instruction": cfg.data.instruction,
-        "seed": cfg.seed,
+        **blocks.order(cfg),
         "room": cfg.lengths.rl,
         "prefix_rollouts": prefix_rollouts,
         "within_step": dict(prefix or {}),
