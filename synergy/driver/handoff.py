@@ -11,9 +11,10 @@ import os
 import shutil
 import struct
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from synergy.driver import checkpoint, verify
+from synergy.driver import checkpoint, scan, verify
 from synergy.driver.checkpoint import Tensor
 from synergy.errors import StageFailed, UserError
 
@@ -129,13 +130,15 @@ def _write_index(by_file: dict[Path, list[Tensor]], out: Path) -> None:
 def count_changed(model: Path, previous: Path) -> int:
     """How many tensors differ in value between two checkpoints with equal names."""
     new, old = checkpoint.read(model), checkpoint.read(previous)
-    return sum(1 for name, tensor in new.items() if name not in old or not _equal(tensor, old[name]))
+    with ThreadPoolExecutor(max_workers=scan.THREADS) as pool:
+        return sum(pool.map(lambda name: name not in old or not _equal(new[name], old[name]), new))
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    return all(a == b for a, b in zip(checkpoint.chunks(one), checkpoint.chunks(other), strict=True))
+    pieces = (checkpoint.chunks(tensor, scan.PIECE) for tensor in (one, other))
+    return all(a == b for a, b in zip(*pieces, strict=True))
 
 
 def link(source: Path, target: Path) -> None:
