@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +37,12 @@ class Entry:
     schema: int = SCHEMA
 
 
-NEEDED = {item.name for item in fields(Entry) if item.default is MISSING and item.default_factory is MISSING}
-
-
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         row = _row(line)
-        if row is not None and row.get("schema") == SCHEMA and row.keys() >= NEEDED:
+        if row is not None and row.get("schema") == SCHEMA:
             yield row
 
 
