@@ -48,6 +48,7 @@ def publish(product: Path, base: Path, previous: Path, out: Path) -> dict[str, i
     for file in verify.sidecars(base):
         shutil.copy2(file, out / file.name)
     try:
+        verify.same_sidecars(out, base)
         verify.model(out)
     except UserError as error:
         raise StageFailed(f"{product}: {error}") from error
