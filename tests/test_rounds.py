@@ -101,6 +101,14 @@ def test_the_ablation_gives_sft_all_questions_and_rl_the_same_as_before(tmp_path
     assert read(all_)[1:] == read(zero)[1:]
 
 
+def test_a_round_without_a_full_batch_leaves_its_questions_to_the_next(tmp_path: Path, data: Path) -> None:
+    passes = [str(counts(tmp_path / "p.jsonl", {f"q{i}": 0 for i in range(COUNT)} | {"q3": 2}))]
+    code, folder = build(tmp_path / "first", data, passes=passes, rounds=2)
+    assert code == 0 and (folder / "rl/train.parquet").exists()
+    rl, left = (json.loads((folder / name).read_text()) for name in ("order.json", "left.json"))
+    assert rl == [] and set(left) <= {"q3"}
+
+
 def response(name: str, index: int, acc: float, text: str) -> str:
     """A line as synergy/workers/sample.py writes it, as far as it is read here."""
     told = {"id": name, "index": index, "acc": acc, "response": text, "tokens": len(text), "finish_reason": "stop"}

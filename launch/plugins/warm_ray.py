@@ -15,7 +15,7 @@ import ray
 
 def main(file: Path, kwargs: dict[str, Any]) -> None:
     """Start the cluster, tell its address, and wait for the end of standard input."""
-    context = ray.init(**kwargs, log_to_driver=False)
+    context = ray.init(**{"address": "local", **kwargs}, log_to_driver=False)  # not a cluster that happens to run here
     aside = file.with_suffix(".new")
     aside.write_text(context.address_info["gcs_address"])
     aside.rename(file)  # whoever sees the file sees all of it

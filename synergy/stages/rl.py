@@ -145,7 +145,8 @@ def _compose(argv: tuple[str, ...]) -> None:
 
 
 def _env(settings: Mapping[str, Any]) -> dict[str, str]:
-    return {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **settings["env"]}
+    """RAY_ADDRESS: Ray would join any cluster that it finds on this machine, somebody else's too."""
+    return {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", "RAY_ADDRESS": "local", **settings["env"]}
 
 
 def _rows(job: Job) -> int:
@@ -160,7 +161,7 @@ def total_steps(job: Job) -> int:
 def command(job: Job) -> Command | None:
     (job.work / "rollouts").mkdir(exist_ok=True)
     resume = resume_point(job)
-    if resume == total_steps(job):
+    if total_steps(job) in (0, resume):
         return None
     _forget(job.work / "rollouts", resume or 0)
     train, held_out = (job.inputs["data"] / "rl" / f"{split}.parquet" for split in ("train", "validation"))
@@ -319,6 +320,11 @@ def pass_counts(folder: Path) -> list[dict[str, Any]]:
 
 
 def collect(job: Job, out: Path) -> dict[str, Any]:
+    if total_steps(job) == 0:
+        handoff.pass_through(job.inputs["model"], out)
+        (out / "passes.jsonl").unlink(missing_ok=True)  # a link to that of the RL stage before
+        (out / "passes.jsonl").touch()
+        return {"skipped": "no full batch of questions; they wait for the next round"}
     product = job.work / "checkpoints" / f"global_step_{total_steps(job)}" / "actor" / "huggingface"
     if not product.exists():
         raise StageFailed(f"verl ended without {product}; is hf_model in …actor.checkpoint.save_contents?")

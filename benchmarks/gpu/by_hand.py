@@ -1,0 +1,78 @@
+"""A finished SFT or RL stage once more by hand: its own command.sh, without Synergy, and the ratio of the two.
+
+    python benchmarks/gpu/by_hand.py RUN_DIR STAGE OUT        # STAGE: its name, like sft-1; OUT: a new folder
+
+Prints one JSON object: the native throughput of both (LLaMA-Factory: train_samples_per_second; verl: tokens per second over
+all steps, and the same without the first), their ratio, and the seconds of the whole process beside those of the stage.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from synergy.driver import ledger
+from synergy.driver.ledger import Entry
+
+
+def rerun(entry: Entry, folder: Path, attempt: Path, out: Path) -> float:
+    """Run the stage's command with every path of the stage's folder replaced by OUT; seconds."""
+    there = out / attempt.name
+    (out / "work" / "rollouts").mkdir(parents=True)
+    there.mkdir()
+    for file in attempt.iterdir():
+        if file.suffix in (".sh", ".yaml", ".txt"):
+            (there / file.name).write_text(file.read_text().replace(str(folder), str(out)))
+    start = time.monotonic()
+    with (out / "log.txt").open("w") as log:
+        subprocess.run(["bash", str(there / "command.sh")], stdout=log, stderr=log, check=True)
+    return time.monotonic() - start
+
+
+def sft(log: Path, attempt: Path) -> dict[str, float]:
+    """LLaMA-Factory's own figures, from what it prints at the end."""
+    text = log.read_text(errors="replace")
+    found = {
+        name: re.findall(rf"{name}\s*=\s*([\d.]+)\s*$", text, re.MULTILINE)
+        for name in ("train_samples_per_second", "train_loss")
+    }
+    return {"throughput": float(found["train_samples_per_second"][-1]), "loss": float(found["train_loss"][-1])}
+
+
+def rl(log: Path, attempt: Path) -> dict[str, float]:
+    """Tokens of all sequences over the seconds of the steps, by verl's own figures."""
+    rows = [json.loads(line)["data"] for line in (attempt / "verl_metrics.jsonl").read_text().splitlines()]
+    steps = [(row["perf/total_num_tokens"], row["timing_s/step"]) for row in rows if "timing_s/step" in row]
+    later = steps[1:] or steps
+    return {
+        "throughput": sum(n for n, _ in steps) / sum(s for _, s in steps),
+        "throughput_warm": sum(n for n, _ in later) / sum(s for _, s in later),
+        "steps": len(steps),
+    }
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 3:
+        raise SystemExit(__doc__)
+    root, name, out = Path(argv[0]).absolute(), argv[1], Path(argv[2]).absolute()
+    found = [entry for entry in ledger.read(root / "ledger.jsonl").values() if entry.name == name]
+    if not found or found[-1].kind not in ("sft", "rl"):
+        raise SystemExit(f"{root} has no finished SFT or RL stage {name}")
+    entry = found[-1]
+    folder = root / "stages" / f"{entry.kind}-{entry.key[:12]}"
+    attempt = folder / f"attempt-{entry.attempt}"
+    read: Any = {"sft": sft, "rl": rl}[entry.kind]
+    whole = rerun(entry, folder, attempt, out)
+    ours, theirs = read(attempt / "log.txt", attempt), read(out / "log.txt", out / attempt.name)
+    ratios = {key: round(ours[key] / theirs[key], 4) for key in theirs if "throughput" in key}
+    told = {"stage": name, "synergy": ours | {"seconds": entry.seconds}, "by_hand": theirs | {"seconds": whole}}
+    print(json.dumps(told | {"ratio": ratios | {"seconds": round(entry.seconds / whole, 4)}}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
