@@ -70,7 +70,7 @@ class Joined(io.RawIOBase):
 
 
 def scripts(folder: Path, packages: Path) -> None:
-    """The programs that the packages bring (``llamafactory-cli``), as pip writes them, for this very interpreter."""
+    """The programs that packages bring (``llamafactory-cli``), as pip writes them, for the interpreter of ``folder``."""
     for file in packages.glob("*.dist-info/entry_points.txt"):
         told = configparser.ConfigParser(delimiters=("=",))
         told.optionxform = str  # type: ignore[assignment,method-assign]
@@ -92,7 +92,9 @@ def make(folder: Path, packages: Path) -> None:
     site.rmdir()
     packages.rename(site)
     # A venv made by a venv's Python sees only the packages of that one's base; this names its own. They come last.
-    (site / "zz_host.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    host = Path(sysconfig.get_path("purelib"))
+    (site / "zz_host.pth").write_text(f"{host}\n")
+    scripts(folder, host)  # torchrun: the host's own would start processes that see the host's packages alone
     scripts(folder, site)
 
 

@@ -60,6 +60,10 @@ def test_programs_of_packages_are_there(tmp_path: Path) -> None:
     unpack.make(tmp_path / "env", packages)
     done = subprocess.run([tmp_path / "env/bin/told-cli"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, "told\n")
+    # The host's own too, in this interpreter: torchrun starts processes with the one that runs it.
+    hosts = tmp_path / "env/bin/pytest"
+    assert hosts.read_text().startswith(f"#!{tmp_path / 'env/bin/python'}\n")
+    assert subprocess.run([hosts, "--version"], check=False).returncode == 0
 
 
 def test_a_damaged_or_missing_part_is_named_before_anything_is_written(packed: Path, tmp_path: Path) -> None:

@@ -35,14 +35,18 @@ def publish(product: Path, base: Path, previous: Path, out: Path) -> dict[str, i
     by_file: dict[Path, list[Tensor]] = {}
     for tensor in made.values():
         by_file.setdefault(tensor.file, []).append(tensor)
-    for file, tensors in by_file.items():
-        target = out / (checkpoint.SINGLE if len(by_file) == 1 else file.name)
+
+    def hand_on(file: Path) -> None:
+        tensors, target = by_file[file], out / (checkpoint.SINGLE if len(by_file) == 1 else file.name)
         dtypes = {t.name: wanted[t.name].dtype for t in tensors}
         stored = {name for name in checkpoint.header(file)[0] if name != "__metadata__"}
         if stored == {t.name for t in tensors} and all(t.dtype == dtypes[t.name] for t in tensors):
             link(file, target)
         else:
             _rewrite(tensors, dtypes, target)
+
+    with ThreadPoolExecutor(max_workers=scan.THREADS) as pool:
+        list(pool.map(hand_on, by_file))
     if len(by_file) > 1:
         _write_index(by_file, out)
     for file in verify.sidecars(base):
@@ -117,7 +121,7 @@ def _rewrite(tensors: list[Tensor], dtypes: dict[str, str], target: Path, rename
     with target.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
         for tensor in tensors:
-            for piece in checkpoint.chunks(tensor):
+            for piece in checkpoint.chunks(tensor, scan.PIECE):
                 stream.write(checkpoint.cast(piece, tensor.dtype, dtypes[tensor.name]))
 
 
