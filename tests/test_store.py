@@ -17,9 +17,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, make_checkpoint
 from doubles import Clock
+from rich.console import Console
 from s3_server import BUCKET, Server, serving
+from test_cli import refused
 from test_crashes import Killed, boundaries, planned, pythons
 
+from synergy import clean, status
 from synergy.driver import disk, execute, identity, keep, ledger, manifest, plan, remote, retention, store
 from synergy.driver.execute import Limits, Watcher
 from synergy.driver.externals import External
@@ -408,3 +411,48 @@ def test_no_key_of_the_store_is_written_down(s3: Server, tmp_path: Path) -> None
         assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in data, name
     assert (a / store.MARK).read_text().strip() == url
     assert "AWS" not in json.dumps([asdict(e) for e in ledger.read(a / "ledger.jsonl").values()])
+
+
+def test_a_run_is_refused_before_its_work(s3: Server, tmp_path: Path) -> None:
+    words, root = ["recipe=base", f"run.store={S3}/cli"], tmp_path / "runs"
+    wrong = {"AWS_SECRET_ACCESS_KEY": "another-secret-value"}
+    refused(root, "refuses these credentials", *words, env=wrong)
+    refused(root, "no such bucket", "recipe=base", "run.store=s3://nobucket/x")
+    refused(root, "does not answer", *words, env={"AWS_ENDPOINT_URL": "http://127.0.0.1:9"})
+    refused(root, "is no plain URL", "recipe=base", "run.store=bucket")
+    refused(root, "looks like a secret", "recipe=base", "run.store=sftp://me:password@host/x")
+    assert not (root / "ledger.jsonl").exists() and not list(root.glob("stages/*"))
+
+
+def test_status_tells_what_is_in_the_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    url, a = f"file://{tmp_path}/store", node(tmp_path / "a")
+    entries, _ = drive(a, url)
+    console = Console(width=200)
+    status.show(a, console)
+    assert f"in the store {url}: all of them" in capsys.readouterr().out
+    for file in (tmp_path / "store/entries" / entries[0].key).iterdir():
+        file.unlink()
+    status.show(a, console)
+    assert f"not yet: {entries[0].name} ({entries[0].kind})" in capsys.readouterr().out
+    (a / store.MARK).write_text("s3://\n")
+    status.show(a, console)
+    assert "unknown: run.store=s3:// is no plain URL" in capsys.readouterr().out
+
+
+def test_clean_deletes_what_was_broken_off_alone(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry = published(tmp_path / "a")
+    stored = store.send(url, tmp_path / "a", entry, silent)
+    remote.connect(url).write("stages/sft-b/bb-1/output/half", b"12345")
+    clean.of_store(url, True)
+    assert "nothing to clean" in capsys.readouterr().out, "it may still go on"
+    monkeypatch.setattr(store, "GONE_SECONDS", -60.0)
+    clean.of_store(url, False)
+    assert "stages/sft-b/bb-1: an upload" in (told := capsys.readouterr().out) and stored.place not in told
+    clean.of_store(url, True)
+    clean.of_store(url, True)
+    assert capsys.readouterr().out.endswith(f"nothing to clean in {url}\n")
+    store._entries.clear()
+    store.pull(url, store.find(url, [entry.key])[entry.key][0], folder_of(tmp_path / "b"), silent)
+    assert identity.digest(folder_of(tmp_path / "b") / "output") == entry.digest

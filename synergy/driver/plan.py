@@ -165,7 +165,9 @@ def _with_store(step: Step, steps: Mapping[str, Step], results: Sequence[Stored]
     """The step, seen that the store has these results of it: the one that is here, else one made from what its inputs are."""
     mine = step.entry.digest if step.entry is not None else None
     if step.action == "reuse":
-        return replace(step, stored=next((one for one in results if one.entry.digest == mine), None))
+        same = next((one for one in results if one.entry.digest == mine), None)
+        why = step.why.replace("its checkpoint was let go", "its checkpoint is in the store") if same else step.why
+        return replace(step, why=why, stored=same)
     if any(steps[name].action != "reuse" for name in step.stage.inputs.values() if name in steps):
         return step
     fit = [one for one in results if _other_input(one.entry, step.stage, steps) is None]

@@ -12,9 +12,10 @@ import queue
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,8 +26,8 @@ ANSWER_SECONDS = 30.0
 """A small request that takes longer has failed."""
 STALL_SECONDS = 120.0
 """A transfer of which nothing moves for so long has failed."""
-CONNECT_SECONDS, SILENT_SECONDS = 5.0, 20.0
-"""Of one S3 request: until it is connected, and without a byte."""
+CONNECT_SECONDS, SILENT_SECONDS, ATTEMPTS = 5.0, 15.0, 2
+"""Of one S3 request: until it is connected, without a byte, and how often its client tries. An exit waits for no longer."""
 THREADS = 8
 """Transfers at a time."""
 PIECE = 32 << 20
@@ -333,15 +334,31 @@ def _s3(environment: dict[str, str]) -> Any:
     s3 = arrow.S3FileSystem(
         connect_timeout=CONNECT_SECONDS,
         request_timeout=SILENT_SECONDS,
+        retry_strategy=arrow.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
         allow_delayed_open=True,  # a small file is one request, and is there as a whole or not at all
         **options,
     )
     return S3(s3, skip_instance_cache=True)
 
 
-def walk(remote: Remote, path: str) -> Iterator[str]:
-    """Paths, below the store, of all files below a folder of it."""
-    found = remote.call(f"listing {path}", lambda: remote.fs.find(remote.at(path)))
+def walk(remote: Remote, path: str) -> dict[str, tuple[int, float]]:
+    """File below a folder of the store (path below the store) -> its bytes, and when it was written (Unix time; now, if its
+    client does not say)."""
+
+    def work() -> dict[str, Any]:
+        remote.fs.invalidate_cache()
+        found: dict[str, Any] = remote.fs.find(remote.at(path), detail=True)
+        return found
+
     root = remote.root.strip("/") + "/"
-    for name in found:
-        yield str(name).lstrip("/").removeprefix(root)
+    found = remote.call(f"listing {path}", work)
+    return {name.lstrip("/").removeprefix(root): (int(info["size"]), _when(info)) for name, info in found.items()}
+
+
+def _when(info: Mapping[str, Any]) -> float:
+    told = next(
+        (info[name] for name in ("mtime", "LastModified", "last_modified", "updated", "created") if name in info), None
+    )
+    if isinstance(told, datetime):
+        return told.timestamp()
+    return float(told) if isinstance(told, (int, float)) else time.time()

@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +34,8 @@ ENTRIES, STAGES = "entries", "stages"
 CARD = "README.md"
 ARRIVING = ".arriving"
 """In a stage's folder: files that were pulled so far."""
+GONE_SECONDS = 7 * 24 * 3600.0
+"""An upload of which nothing was written for so long, and that has no entry, was broken off."""
 MARK = "store.txt"
 """In a run directory: the URL of its store, for `synergy status`."""
 Tell = Callable[[str, int, int], None]
@@ -226,6 +229,34 @@ def _wrong(folder: Path, files: Mapping[str, File]) -> dict[str, File]:
     there = [n for n, file in files.items() if (folder / n).is_file() and (folder / n).stat().st_size == file.size]
     sums = dict(zip(there, (found.sha for found in scan.read([folder / name for name in there])), strict=True))
     return {name: file for name, file in files.items() if sums.get(name) != file.sha}
+
+
+@dataclass(frozen=True)
+class Left:
+    """An upload that no entry names. files: paths below the store; written: its newest one (Unix time)."""
+
+    place: str
+    files: tuple[str, ...]
+    size: int
+    written: float
+
+
+def left_over(url: str) -> list[Left]:
+    """Uploads that were broken off, or whose result was there already; not those that may still go on. Raises Unavailable."""
+    there = remote.connect(url)
+    found: dict[str, Left] = {}
+    for file, (size, written) in remote.walk(there, STAGES).items():
+        place = "/".join(file.split("/")[:3])
+        was = found.get(place, Left(place, (), 0, 0.0))
+        found[place] = Left(place, (*was.files, file), was.size + size, max(was.written, written))
+    known = find(url, there.names(ENTRIES))  # asked last: what was finished meanwhile is among them
+    named = {stored.place for results in known.values() for stored in results}
+    return [left for left in found.values() if left.place not in named and time.time() - left.written > GONE_SECONDS]
+
+
+def delete(url: str, left: Left) -> None:
+    for file in left.files:
+        remote.connect(url).remove(file)
 
 
 def remember(root: Path, url: str) -> None:
