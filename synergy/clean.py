@@ -1,9 +1,11 @@
-"""``python -m synergy.clean [RUN] [recipe=… …]``: what in a run directory may go, and with ``--yes`` it goes.
+"""``python -m synergy.clean [RUN|STORE] [recipe=… …]``: what in a run directory may go, and with ``--yes`` it goes.
 
 Without a recipe: leftovers, which nothing needs any more. With recipes (``-m`` for several, as for ``run``): also every
 finished stage that none of them needs, and with ``run.keep=final`` the checkpoints that their rounds left in between.
-With ``--unfinished``: also stages that were begun and not finished. Nothing is deleted without ``--yes``, and never while a
-driver works there.
+With ``--unfinished``: also stages that were begun and not finished. Of a store (run.store, a URL): uploads that were broken off
+a week ago or more; a finished stage never goes from there, whatever run.keep says.
+
+Nothing is deleted without ``--yes``, and never while a driver works there.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from synergy import cli
-from synergy.driver import keep, ledger, plan, retention
+from synergy.driver import keep, ledger, plan, retention, store
 from synergy.driver.retention import Item
 from synergy.errors import UserError
 from synergy.report import form
@@ -58,6 +60,18 @@ def of_recipes(tasks: list[Task], unfinished: bool, act: bool) -> None:
     _settle(root, items + [i for i in retention.leftovers(root, entries) if i.path.parent not in going], act)
 
 
+def of_store(url: str, act: bool) -> None:
+    """Uploads in a store that were broken off. Raises UserError for one that can't be read."""
+    found, console = store.left_over(url), Console(width=None if sys.stdout.isatty() else 160)
+    for left in found:
+        console.print(f"{left.place}: an upload that was broken off, {form.memory(left.size)}", soft_wrap=True)
+        if act:
+            store.delete(url, left)
+    size = form.memory(sum(left.size for left in found))
+    how = f"deleted, {size} free" if act else f"{size}; the same command with {YES} deletes them"
+    console.print(f"{len(found)} in {url}: {how}" if found else f"nothing to clean in {url}", soft_wrap=True)
+
+
 def _settle(root: Path, items: list[Item], act: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else 160)
     if not items:
@@ -91,6 +105,9 @@ def main() -> int:
     try:
         if len(words) > 1:
             raise UserError(f"one run directory at a time, not {' '.join(words)}")
+        if words and "://" in words[0]:
+            of_store(words[0], act)
+            return 0
         of_folder(Path(words[0] if words else "runs").expanduser().resolve(), unfinished, act)
     except UserError as error:
         return cli.tell(str(error), 2)

@@ -237,6 +237,9 @@ class Frameworks:
 class Run:
     dir: str = "runs"
     """Everything is written below; recipes share finished stages here."""
+    store: str | None = None
+    """URL of a store of finished stages for machines that share no folder, such as s3://BUCKET/PREFIX (S3: AWS_ENDPOINT_URL and
+    the keys of AWS are read from the environment), file:///SHARED/FOLDER, or another of fsspec's (synergy/driver/store.py)."""
     stall_minutes: float = 30.0
     """A framework that says nothing for so long is stopped."""
     stage_hours: float | None = None

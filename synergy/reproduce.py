@@ -105,7 +105,7 @@ def planned(tasks: Sequence[Task], fetch: bool) -> tuple[list[Job], Missing]:
 
 def complete(jobs: Sequence[Job]) -> Missing:
     """Runs what is not finished. Returns those that failed; what builds on a stage that failed is not tried again."""
-    left = [(task, todo) for task, todo in jobs if any(step.action != "reuse" for step in todo.steps)]
+    left = [(task, todo) for task, todo in jobs if not all(step.here for step in todo.steps)]
     if not left:
         return []
     plans = [todo for _, todo in left]
@@ -160,7 +160,7 @@ def _report(request: Request, jobs: Sequence[Job], tasks: Sequence[Task], missin
 
 def _again(task: Task, todo: Plan) -> Plan:
     """The plan after it was run; of one that had nothing to run, itself."""
-    return todo if all(step.action == "reuse" for step in todo.steps) else driver_plan.of_config(task.cfg)
+    return todo if all(step.here for step in todo.steps) else driver_plan.of_config(task.cfg)
 
 
 def main() -> int:

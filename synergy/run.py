@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from synergy import cli, stages
 from synergy.compose import Task
 from synergy.config import Config, Run
-from synergy.driver import disk, display, execute, identity, keep, plan, sharing, state, warm
+from synergy.driver import disk, display, execute, identity, keep, plan, sharing, state, store, warm
 from synergy.driver.execute import Limits
 from synergy.driver.plan import Plan
 from synergy.report import results
@@ -39,10 +39,13 @@ def action(tasks: list[Task]) -> None:
 
 
 def require_space(plans: Sequence[Plan]) -> None:
-    """Raises UserError unless all that the plans will write has room."""
+    """Raises UserError unless all that the plans will write has room, and their store takes it."""
     steps = [one.step for one in sharing.distinct(plans)]
     for space in dict.fromkeys(todo.space for todo in plans):
         plan.require_space(space, disk.needed([step for step in steps if step.folder.is_relative_to(space.root)]))
+        sent = [step for step in steps if step.folder.is_relative_to(space.root) and step.stored is None]
+        if space.store and sent:  # who only reads needs no right to write
+            store.probe(space.store, disk.published(sent))
 
 
 def preflight(tasks: Sequence[Task], plans: Sequence[Plan]) -> None:

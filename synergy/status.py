@@ -1,6 +1,7 @@
 """``python -m synergy.status [RUN]``: what a run directory holds and what its driver does now, or how it ended.
 
-With ``--verify`` every finished stage is read whole and compared with what was published.
+With ``--verify`` every finished stage is read whole and compared with what was published. Where the run directory has a store
+(run.store), it is asked which of the finished stages it has.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -16,7 +18,8 @@ from rich.progress import track
 from rich.table import Table
 
 from synergy import cli
-from synergy.driver import ledger, manifest, retention, state
+from synergy.driver import ledger, manifest, retention, state, store
+from synergy.driver.ledger import Entry
 from synergy.driver.state import StageState, State
 from synergy.errors import UserError
 from synergy.report import form
@@ -34,8 +37,24 @@ def show(root: Path, console: Console) -> None:
     kinds = [entry.kind for entry in entries.values()]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds)) or "none"
     console.print(f"finished stages in {root}: {counts}")
+    if url := store.remembered(root):
+        console.print(_stored(url, entries), soft_wrap=True)
     for page in sorted(root.glob("reports/*/report.html")):
         console.print(f"report: {page}")
+
+
+def _stored(url: str, entries: Mapping[str, Entry]) -> str:
+    """What the store behind a run directory has of its finished stages; one that can't be asked is no error here."""
+    try:
+        found = store.find(url, entries)
+    except UserError as error:
+        return f"[red]unknown[/]: {escape(str(error))}"
+    there = {key for key, results in found.items() if any(one.entry.digest == entries[key].digest for one in results)}
+    lacking = [f"{entry.name} ({entry.kind})" for key, entry in entries.items() if key not in there]
+    size = form.memory(sum(one.size for key in there for one in found[key] if one.entry.digest == entries[key].digest))
+    if lacking:
+        return f"in the store {escape(url)}: {len(there)} of them, {size}; [yellow]not yet[/]: {escape(', '.join(lacking))}"
+    return f"in the store {escape(url)}: all of them, {size}"
 
 
 def verify(root: Path, console: Console) -> bool:
@@ -50,7 +69,7 @@ def verify(root: Path, console: Console) -> bool:
             console.print(f"[red]damaged[/]: {escape(wrong)}. Put it back, or the next run makes it anew")
     gone = len(entries) - len(there)
     if gone:
-        console.print(f"{gone} checkpoints were let go (run.keep=final)")
+        console.print(f"{gone} checkpoints were let go (run.keep=final), or are in the store alone")
     console.print(f"{len(there)} finished stages read" + (", all as published" if good else ""))
     return good
 

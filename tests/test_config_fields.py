@@ -78,6 +78,7 @@ RUNTIME: dict[str, Any] = {
     "evaluate.port": 1234,
     "evaluate.startup_timeout": 5.0,
     "evaluate.env": {"X": "1"},
+    "run.store": "memory://store",
     "run.stall_minutes": 1.0,
     "run.stage_hours": 1.0,
     "run.retries": 5,

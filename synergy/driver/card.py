@@ -15,11 +15,9 @@ import yaml
 
 from synergy import machine, paths
 from synergy.driver.ledger import Entry
-from synergy.driver.plan import Step
+from synergy.driver.plan import MODELS, Step
 
 FILE = "README.md"
-MODELS = ("sft", "rl", "merge")
-"""Kinds whose output is a checkpoint."""
 
 
 def write(step: Step, entry: Entry, recipe: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from synergy.driver import checkpoint
-from synergy.driver.plan import Step
+from synergy.driver.plan import MODELS, Step
 from synergy.errors import StageFailed, UserError
 from synergy.stages import Job, Progress, rl_critic, sft_spread
 
@@ -74,7 +74,7 @@ def of_step(step: Step, model: int) -> int:
     """Bytes that a step writes at its peak: native checkpoints while it trains, one more than are kept since the oldest goes
     last, and its published output. model: bytes of the published weights."""
     if step.action == "reuse":
-        return 0
+        return step.stored.size if step.stored is not None and step.pull == "output" else 0
     settings, kind = step.stage.settings, step.stage.kind
     if kind in ("sft", "rl"):
         count = parameters(step.inputs["base"]) if "base" in step.inputs else 0
@@ -148,11 +148,21 @@ def size(folder: Path) -> int:
 
 def needed(steps: Sequence[Step]) -> int:
     """Bytes free at the start: all published outputs, and the native checkpoints of the largest stage."""
+    model, models = _models(steps)
+    return published(steps) + max((of_step(step, model) - model for step in models), default=0)
+
+
+def published(steps: Sequence[Step]) -> int:
+    """Bytes of all outputs that come to be."""
+    model, models = _models(steps)
+    return model * len(models) + sum(of_step(step, model) for step in steps if step not in models)
+
+
+def _models(steps: Sequence[Step]) -> tuple[int, list[Step]]:
+    """Bytes of a model, and the stages that make one."""
     base = next((step.inputs["base"] for step in steps if "base" in step.inputs), None)
     model = weights(base) if base is not None and base.is_dir() else 0
-    models = [step for step in steps if step.stage.kind in ("sft", "rl", "merge") and step.action != "reuse"]
-    data = sum(of_step(step, model) for step in steps if step not in models)
-    return model * len(models) + data + max((of_step(step, model) - model for step in models), default=0)
+    return model, [step for step in steps if step.stage.kind in MODELS and step.action != "reuse"]
 
 
 def free(folder: Path) -> int:

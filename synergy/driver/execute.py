@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synergy import stages
-from synergy.driver import card, disk, failure, forward, identity, ledger, lock, orphans, process, publish
+from synergy.driver import card, disk, failure, forward, identity, ledger, lock, orphans, process, publish, store
 from synergy.driver.keep import Keeper
 from synergy.driver.ledger import Entry
 from synergy.driver.plan import Plan, Step
@@ -78,6 +78,8 @@ def run(
     root = todo.space.root
     try:
         with lock.held(root, limits.takeover) as still:
+            if todo.space.store:
+                store.remember(root, todo.space.store)
             left = orphans.sweep(root)
             held = Held(still, orphans.Register(root))
             if warm is not None:
@@ -102,18 +104,54 @@ def _run_steps(
             watch.note(step, f"ended {left} processes that a killed driver had left")
             left = 0
         if step.action == "reuse" and step.entry is not None:
-            entries[step.stage.name] = step.entry
-            _tidy(step, limits.keep_work, keeper)
+            entries[step.stage.name] = _have(step, todo, watch, held)
+            _tidy(step, limits.keep_work, None if todo.space.store else keeper)
             watch.done(step, "reused", 0.0)
             continue
         forward.inputs(step, todo.space, entries)
         inputs = {role: entries[name].digest for role, name in step.stage.inputs.items() if name in entries}
         entry = _run_step(step, todo, limits, watch, inputs, held, warm)
         entries[step.stage.name] = entry
+        _send(step, entry, todo, watch, held)
         _tidy(step, limits.keep_work, keeper)
         warning = entry.figures.get("warning")
         watch.done(step, f"done; {warning}" if warning else "done", entry.seconds)
+    if todo.space.store and keeper is not None:  # what goes here was sent before
+        for step in todo.steps:
+            keeper.done(step)
     return list(entries.values())
+
+
+def _have(step: Step, todo: Plan, watch: Watcher, held: Held) -> Entry:
+    """The entry of a step that is reused: what is missing here comes from the store, and what is missing there goes to it."""
+    assert step.entry is not None
+    entry, space = step.entry, todo.space
+    if step.pull and step.stored is not None and space.store:
+        clock, whole = time.monotonic(), step.pull == "output"
+        entry = store.pull(space.store, step.stored, step.folder, _telling(step, watch, held), whole)
+        held.still()
+        ledger.append(space.ledger, entry)
+        if whole:
+            seconds = time.monotonic() - clock
+            watch.note(step, f"fetched {disk.told(step.stored.size)} from the store in {seconds:.0f} s, as published")
+    elif step.stored is None and (step.folder / "output").exists():
+        _send(step, entry, todo, watch, held)
+    return entry
+
+
+def _send(step: Step, entry: Entry, todo: Plan, watch: Watcher, held: Held) -> None:
+    if todo.space.store:
+        clock = time.monotonic()
+        sent = store.send(todo.space.store, todo.space.root, entry, _telling(step, watch, held))
+        watch.note(step, f"sent {disk.told(sent.size)} to the store in {time.monotonic() - clock:.0f} s")
+
+
+def _telling(step: Step, watch: Watcher, held: Held) -> store.Tell:
+    def tell(what: str, done: int, total: int) -> None:
+        held.still()
+        watch.tick(step, Progress(done >> 20, total >> 20, "MB", what))
+
+    return tell
 
 
 def _tidy(step: Step, keep_work: bool, keeper: Keeper | None) -> None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from synergy import machine
 from synergy.driver import ledger, retention
-from synergy.driver.card import MODELS
 from synergy.driver.ledger import Entry
+from synergy.driver.plan import MODELS
 from synergy.driver.retention import Item
 
 if TYPE_CHECKING:

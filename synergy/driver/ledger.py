@@ -60,26 +60,27 @@ def _row(line: str) -> dict[str, Any] | None:
 
 def read(path: Path) -> dict[str, Entry]:
     """Key -> its newest entry. A line with a field of another type is none of ours."""
-    entries = [entry for entry in map(_entry, _lines(path)) if entry is not None]
-    return {entry.key: entry for entry in entries}
+    entries = [found for found in map(entry, _lines(path)) if found is not None]
+    return {found.key: found for found in entries}
 
 
 _TYPES: dict[str, type | tuple[type, ...]] = {"str": str, "int": int, "float": (int, float), "dict": dict}
 
 
-def _entry(row: Mapping[str, Any]) -> Entry | None:
-    """None unless all that is needed is there, of its type, and the output lies below the run directory."""
+def entry(row: Mapping[str, Any]) -> Entry | None:
+    """The entry that a line holds. None unless all that is needed is there, of its type, and the output lies below the run
+    directory."""
     try:
-        entry = Entry(**{item.name: row[item.name] for item in fields(Entry) if item.name in row})
+        found = Entry(**{item.name: row[item.name] for item in fields(Entry) if item.name in row})
     except TypeError:
         return None
     for item in fields(Entry):
         kind = _TYPES[str(item.type).partition("[")[0]]
-        if not isinstance(getattr(entry, item.name), kind) or isinstance(getattr(entry, item.name), bool):
+        if not isinstance(getattr(found, item.name), kind) or isinstance(getattr(found, item.name), bool):
             return None
-    numbers = (entry.started, entry.seconds)
-    below = re.fullmatch(r"stages/[\w-]+/output", entry.output)
-    return entry if below and all(abs(number) < 1e11 for number in numbers) else None
+    numbers = (found.started, found.seconds)
+    below = re.fullmatch(r"stages/[\w-]+/output", found.output)
+    return found if below and all(abs(number) < 1e11 for number in numbers) else None
 
 
 def append(path: Path, entry: Entry) -> None:

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -58,6 +59,8 @@ def leftovers(root: Path, entries: Mapping[str, Entry]) -> list[Item]:
         for path in _below(folder):
             if path.name.startswith("superseded-"):
                 found.append(Item(path, "replaced by a later result"))
+            elif path.name == ".arriving" and folder / "output" in finished:
+                found.append(Item(path, "of a transfer from the store that was broken off"))
             elif path.name == ".publishing":
                 found.append(Item(path, "a result that was never published"))
             elif path.name == "work" and folder / "output" in finished:
@@ -115,7 +118,7 @@ def take(root: Path, items: Sequence[Item]) -> None:
     """The same, for the driver that holds the lock."""
     for item in items:
         if item.entry is not None:
-            _note(item.path.parent, item.entry)
+            note(item.path.parent, item.entry, item.path.parent / "output")
         _remove(root, item.path)
 
 
@@ -131,14 +134,20 @@ def pruned(folder: Path, entry: Entry) -> bool:
     return isinstance(told, dict) and told.get("content") == entry.digest
 
 
-def _note(folder: Path, entry: Entry) -> None:
-    """Written before the checkpoint goes: a kill in between leaves it as it was."""
+def recorded(name: str) -> bool:
+    """Whether a file of a checkpoint (path below its output) stays when the checkpoint goes."""
+    return any(fnmatch(name, pattern) for pattern in RECORDS) and "/" not in name
+
+
+def note(folder: Path, entry: Entry, output: Path) -> None:
+    """Written before the checkpoint goes: a kill in between leaves it as it was. Also of one that stays in the store, and of
+    which ``output`` has the records alone."""
     records = folder / "records"
     shutil.rmtree(records, ignore_errors=True)
-    for file in (file for pattern in RECORDS for file in (folder / "output").glob(pattern)):
+    for file in (file for pattern in RECORDS for file in output.glob(pattern)):
         records.mkdir(exist_ok=True)
         shutil.copy2(file, records / file.name)
-    told = {"content": entry.digest, "when": time.time(), "bytes": freed([Item(folder / "output", "")])}
+    told = {"content": entry.digest, "when": time.time(), "bytes": freed([Item(output, "")])}
     machine.replace_text(folder / NOTE, json.dumps(told) + "\n")
 
 

@@ -38,7 +38,9 @@ def parents(todo: Plan) -> list[Module]:
     """The comparison of the parents that the plan's merges share; nothing without a merge."""
     for step in todo.steps:
         if step.stage.kind == "merge":
-            found: list[Module] = json.loads((step.folder / "output" / "parents.json").read_text())["modules"]
+            places = [step.folder / part / "parents.json" for part in ("output", "records")]
+            file = next((place for place in places if place.exists()), places[0])  # the checkpoint may have been let go
+            found: list[Module] = json.loads(file.read_text())["modules"]
             return found
     return []
 

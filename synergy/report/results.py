@@ -56,7 +56,7 @@ def require_finished(todo: Plan, command: str) -> None:
     """Raises UserError naming the stages that are not finished, and the command that runs them."""
     if not evaluates(todo):
         raise UserError(f"recipe {todo.recipe} evaluates nothing, so there is no report of it")
-    open_ = [step for step in todo.steps if step.action != "reuse" or step.entry is None]
+    open_ = [step for step in todo.steps if not step.here or step.entry is None]
     if open_:
         names = ", ".join(f"{step.stage.name} ({step.why})" for step in open_)
         raise UserError(f"no report of recipe {todo.recipe} yet, unfinished: {names}. Run them with: {command}")

@@ -1,0 +1,103 @@
+"""A real S3 server on loopback for tests: nanio (PyPI), which keeps objects as files and checks Signature V4.
+
+It has no TLS, no policies, no throttling, and is never stale; it has no quota either, so a limit stands before it that answers
+as servers with quotas do. `python s3_server.py FOLDER PORT QUOTA_BYTES`, keys in NANIO_ACCESS_KEY and NANIO_SECRET_KEY.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ACCESS, SECRET, BUCKET = "tester", "only-for-these-tests", "bucket"
+FULL = b"<?xml version='1.0'?><Error><Code>QuotaExceeded</Code><Message>The bucket's quota is used up</Message></Error>"
+
+
+@dataclass
+class Server:
+    """data: where the objects lie. process: the server's, to stop, continue or kill."""
+
+    data: Path
+    port: int
+    process: subprocess.Popen[bytes]
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What a client needs to know, in the environment."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ACCESS_KEY_ID": ACCESS,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",  # nanio 0.1.7 keeps their trailers as content
+        }
+
+    def files(self) -> dict[str, bytes]:
+        root = self.data / BUCKET
+        return {
+            str(p.relative_to(root)): p.read_bytes()
+            for p in root.rglob("*")
+            if p.is_file() and not p.relative_to(root).parts[0].startswith(".")
+        }
+
+
+@contextmanager
+def serving(data: Path, quota: int = 1 << 60) -> Iterator[Server]:
+    """The server with one bucket."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    (data / BUCKET).mkdir(parents=True, exist_ok=True)
+    keys = {"NANIO_ACCESS_KEY": ACCESS, "NANIO_SECRET_KEY": SECRET, "NANIO_DATA_DIR": str(data)}
+    command = [sys.executable, __file__, str(data), str(port), str(quota)]
+    process = subprocess.Popen(command, env={**os.environ, **keys}, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, "the server did not start"
+            time.sleep(0.1)
+        yield Server(data, port, process)
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
+
+
+def limited(app: Any, data: Path, quota: int) -> Any:
+    """The server's app, with room for so many bytes."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["method"] == "PUT":
+            size = int(dict(scope["headers"]).get(b"content-length", b"0"))
+            if size + sum(p.stat().st_size for p in data.rglob("*") if p.is_file()) > quota:
+                while (await receive()).get("more_body"):
+                    pass
+                head = [(b"content-type", b"application/xml"), (b"content-length", str(len(FULL)).encode())]
+                await send({"type": "http.response.start", "status": 403, "headers": head})
+                await send({"type": "http.response.body", "body": FULL})
+                return
+        await app(scope, receive, send)
+
+    return answer
+
+
+if __name__ == "__main__":
+    import uvicorn
+    from nanio.app import build_app
+
+    folder, number, most = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    app = build_app()
+    chosen = app if most >= 1 << 60 else limited(app, folder, most)
+    uvicorn.run(chosen, host="127.0.0.1", port=number, log_level="error", access_log=False)
