@@ -83,8 +83,9 @@ class Data:
     """What ``synergy data prepare`` reads; the folder that it ends with is then ``source``."""
     checks: dict[str, str] = field(default_factory=dict)
     """Check -> fail (the default), drop (left out and listed) or repair, for ``data prepare`` (synergy/data/problems.py)."""
-    against: list[str] = field(default_factory=list)
-    """Benchmark tables (.tsv) or records (.jsonl) that training questions of ``data prepare`` must not overlap with."""
+    against: list[str] | None = None
+    """Benchmark tables (.tsv) or records (.jsonl) that training questions of ``data prepare`` must not overlap with. Null: the
+    evaluate.benchmarks that are at hand, in a folder or in the hub's cache; []: none."""
     workers: int | None = None
     """Processes of ``data prepare``; null: one per processor."""
     train: str = "train.jsonl"

@@ -290,7 +290,7 @@ def test_the_frameworks_read_what_was_written(tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
     loaded = datasets.load_dataset("json", data_files=str(place / "llamafactory/train.json"), cache_dir=cache)["train"]
     assert loaded[0]["messages"][0]["content"].startswith("<image>How many?") and len(loaded) == 1
-    loaded = datasets.load_dataset("parquet", data_files=str(place / "verl/train.parquet"), cache_dir=cache)["train"]
+    loaded = datasets.load_dataset("parquet", data_files=str(place / "verl/train-*.parquet"), cache_dir=cache)["train"]
     assert loaded[0]["images"][0]["bytes"] == (tmp_path / "in/a.png").read_bytes(), "bytes as they were"
     assert [row["extra_info"]["id"] for row in loaded] == ["0", "1"] and loaded[1]["images"] == []
     writers.vlmevalkit(tmp_path / "t.tsv", kept(place), place / "records", lossless=True)

@@ -8,8 +8,9 @@ from typing import Any
 
 from synergy.config import Config
 from synergy.data import problems
-from synergy.data.assemble import Rules, Told
 from synergy.data.part import Part
+from synergy.data.portion import Rules
+from synergy.data.told import Told
 from synergy.report import form, pages, style
 from synergy.report.tables import Table
 
@@ -21,7 +22,6 @@ def write(cfg: Config, parts: Sequence[Part], told: Told, rules: Rules, out: Pat
     """report/report.html, report.md, report.json and the figure below ``out``."""
     place = out / "report"
     (place / "figures").mkdir(parents=True)
-    (out / "problems.jsonl").rename(place / "problems.jsonl")
     lengths = {name: values for name, values in told.lengths.items() if any(values)}
     drawn = draw(lengths, rules, place / "figures" / "tokens.png") if lengths else None
     created = pages.now()

@@ -1,7 +1,7 @@
 """Images wherever a row keeps them: bytes, {bytes, path} structs, base64, files below a folder, members of a zip file.
 
-Bytes go through as they are. Each image is opened once: its whole stream is decoded (of a JPEG at an eighth of its size, which
-decodes as much of the stream in a fraction of the time), and a perceptual hash is taken from what comes out.
+Bytes go through as they are. Each image is decoded once at most: of a JPEG that is whole by its markers only the beginning
+(``jpeg``), unless its perceptual hash is asked for; then it is decoded at an eighth of its size.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from synergy.data.readers import jpeg
 
 FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 """Formats that are opened, and their suffix. Others run programs (EPS) or are no pictures that the frameworks read."""
@@ -43,7 +45,7 @@ class Unsafe(ValueError):
 
 @dataclass(frozen=True)
 class Seen:
-    """name: ``images/ab/<SHA-256>.png``. hash: perceptual, in hexadecimal digits."""
+    """name: ``images/ab/<SHA-256>.png``. hash: perceptual, in hexadecimal digits; '' where it was not asked for."""
 
     name: str
     width: int
@@ -135,14 +137,26 @@ def _member(path: Path, name: str) -> bytes:
     return _bounded(found)
 
 
-def look(found: bytes) -> Seen:
-    """Decodes an image. Raises Unreadable or Unsafe."""
+def look(found: bytes, hashed: bool = True) -> Seen:
+    """Looks whether an image can be decoded; hashed: takes its perceptual hash too. Raises Unreadable or Unsafe."""
+    width, height, suffix, mark = _looked(found, hashed)
+    digest = hashlib.sha256(found).hexdigest()
+    return Seen(f"images/{digest[:2]}/{digest}.{suffix}", width, height, mark)
+
+
+def perceptual(found: bytes) -> str:
+    """The perceptual hash of an image that was looked at before."""
+    return _looked(found, True)[3]
+
+
+def _looked(found: bytes, hashed: bool) -> tuple[int, int, str, str]:
     from PIL import Image
 
+    small = None if hashed or found[:2] != b"\xff\xd8" else jpeg.sample(found)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
-            with Image.open(io.BytesIO(found), formats=tuple(FORMATS)) as picture:
+            with Image.open(io.BytesIO(small or found), formats=tuple(FORMATS)) as picture:
                 width, height = picture.size
                 if width * height > MOST_PIXELS:
                     raise Unsafe(f"has {width}x{height} pixels, more than {MOST_PIXELS:,}")
@@ -152,15 +166,14 @@ def look(found: bytes) -> Seen:
                 if min(width, height) >= 8 * (SIDE + 1):
                     picture.draft("L", (width // 8, height // 8))
                 picture.load()
-                small = picture.convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX)
+                grey = picture.convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX) if hashed else None
     except (Unsafe, Unreadable):
         raise
     except Image.DecompressionBombError as error:
         raise Unsafe(f"is a decompression bomb ({error})") from error
     except Exception as error:  # whatever a damaged picture makes the decoder raise
         raise Unreadable(f"can't be opened ({error})") from error
-    digest = hashlib.sha256(found).hexdigest()
-    return Seen(f"images/{digest[:2]}/{digest}.{suffix}", width, height, _hash(small.tobytes()))
+    return width, height, suffix, _hash(grey.tobytes()) if grey is not None else ""
 
 
 def _hash(grey: bytes) -> str:
