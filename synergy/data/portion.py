@@ -212,6 +212,10 @@ def _decide(job: Job, row: Mapping[str, Any], more: Sequence[Problem], found: To
         listed.write(json.dumps({**line, "column": problem.column, "what": problem.what}) + "\n")
     if not left:
         return None
+    if not changes:
+        return Record(
+            **{**row["record"], "images": tuple(row["record"]["images"])}
+        )  # as it was parsed when it was read
     changes |= {"images": [image[0] for image in changes["images"]]} if "images" in changes else {}
     return records.parse({**row["record"], **changes}, row["where"])
 

@@ -24,8 +24,9 @@ from typing import Any
 
 from synergy.data.readers import jpeg
 
-FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
+FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 """Formats that are opened, and their suffix. Others run programs (EPS) or are no pictures that the frameworks read."""
+OPENED = tuple(name for name in FORMATS if name != "MPO")  # which Pillow finds in what it opens as JPEG
 MOST_BYTES = 64 << 20
 MOST_PIXELS = 50_000_000
 """Of an image: a page of A3 at 400 dpi has 31 million."""
@@ -152,16 +153,17 @@ def perceptual(found: bytes) -> str:
 def _looked(found: bytes, hashed: bool) -> tuple[int, int, str, str]:
     from PIL import Image
 
-    small = None if hashed or found[:2] != b"\xff\xd8" else jpeg.sample(found)
+    told = None if hashed or found[:2] != b"\xff\xd8" else jpeg.whole(found)
+    if told is not None:
+        _bound(told.width, told.height)
+        if told.head in _decoded:
+            return told.width, told.height, FORMATS["JPEG"], ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
-            with Image.open(io.BytesIO(small or found), formats=tuple(FORMATS)) as picture:
+            with Image.open(io.BytesIO(told.sample if told else found), formats=OPENED) as picture:
                 width, height = picture.size
-                if width * height > MOST_PIXELS:
-                    raise Unsafe(f"has {width}x{height} pixels, more than {MOST_PIXELS:,}")
-                if max(width, height) > MOST_RATIO * min(width, height):
-                    raise Unreadable(f"is {width}x{height}: one side is more than {MOST_RATIO} times the other")
+                _bound(width, height)
                 suffix = FORMATS[str(picture.format)]
                 if min(width, height) >= 8 * (SIDE + 1):
                     picture.draft("L", (width // 8, height // 8))
@@ -173,7 +175,20 @@ def _looked(found: bytes, hashed: bool) -> tuple[int, int, str, str]:
         raise Unsafe(f"is a decompression bomb ({error})") from error
     except Exception as error:  # whatever a damaged picture makes the decoder raise
         raise Unreadable(f"can't be opened ({error})") from error
+    if told is not None and len(_decoded) < 1000:
+        _decoded.add(told.head)
     return width, height, suffix, _hash(grey.tobytes()) if grey is not None else ""
+
+
+_decoded: set[bytes] = set()
+"""Heads of JPEGs that could be decoded."""
+
+
+def _bound(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise Unsafe(f"has {width}x{height} pixels, more than {MOST_PIXELS:,}")
+    if max(width, height) > MOST_RATIO * min(width, height):
+        raise Unreadable(f"is {width}x{height}: one side is more than {MOST_RATIO} times the other")
 
 
 def _hash(grey: bytes) -> str:
@@ -190,7 +205,7 @@ def enlarged(found: bytes, least: int) -> bytes:
     """The image as PNG, each side at least ``least`` pixels."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(found), formats=tuple(FORMATS)) as picture:
+    with Image.open(io.BytesIO(found), formats=OPENED) as picture:
         scale = least / min(picture.size)
         size = tuple(max(least, round(side * scale)) for side in picture.size)
         out = io.BytesIO()
@@ -201,7 +216,12 @@ def enlarged(found: bytes, least: int) -> bytes:
 def keep(found: bytes, seen: Seen, folder: Path) -> None:
     """Writes an image under its name, unless it is there or being written by another process. A folder that is left behind
     half-written is the caller's to throw away."""
-    target = os.path.join(folder, seen.name)
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    with suppress(FileExistsError), open(target, "xb") as stream:
-        stream.write(found)
+    target = f"{folder}/{seen.name}"
+    with suppress(FileExistsError):
+        try:
+            file = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            file = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with open(file, "wb", buffering=0) as stream:
+            stream.write(found)
