@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path
@@ -78,8 +78,8 @@ class Job:
 
 
 def of_part(job: Job, home: Path, crew: Crew, tell: Tell) -> Portion:
-    """The portion of a part below ``home``, made unless it is there; its folder is gone where a policy did not let it through.
-    job: without ``out``. Raises UserError for an image of the part that was changed."""
+    """The portion of a part below ``home``, made unless it is there, whatever ``job.out`` says. Raises UserError
+    for an image of the part that was changed."""
     part, source = job.part, job.part.source
     made_from = {
         "part": part.key,
@@ -96,7 +96,7 @@ def of_part(job: Job, home: Path, crew: Crew, tell: Tell) -> Portion:
         return Portion(part, key, folder, known, manifest.read(folder) or {})
     found, sums = Told(), dict[str, str]()
     with machine.folder_aside(folder, f"data.sources {source.name}") as aside:
-        job = Job(part, job.rules, job.names, job.against, aside)
+        job = replace(job, out=aside)
         spans = part.spans(1 << 62 if source.into == BENCHMARK else SPAN)
         for more, files in crew.map(partial(_write, job), spans, f"data.sources {source.name}"):
             found.add(more)

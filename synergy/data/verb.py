@@ -24,7 +24,7 @@ from synergy.data.portion import Job, Portion, Rules
 from synergy.data.readers import Source
 from synergy.data.readers.shapes import SHAPES
 from synergy.data.told import Told
-from synergy.driver import externals, identity
+from synergy.driver import externals, identity, retention
 from synergy.errors import UserError
 
 VERSION = 2
@@ -86,7 +86,7 @@ def prepare(cfg: Config) -> Path:
     policies = problems.policies(cfg.data.checks)
     if not cfg.data.sources:
         raise UserError("data.sources is empty: list what to prepare; synergy data prepare --help shows how")
-    home = Path(cfg.run.dir) / "data"
+    home = Path(cfg.run.dir) / retention.DATA
     home.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(home / ".lock", timeout=0):
@@ -126,7 +126,7 @@ def _prepare(cfg: Config, policies: dict[str, str], home: Path) -> Path:
             for one, names in zip(parts, ids.over(parts, policies), strict=True)
         ]
         portions = [portion.of_part(job, home, crew, tell) for job in jobs]
-        return _publish(cfg, portions, rules, place, home, began)
+        return _publish(cfg, portions, held, rules, place, began)
 
 
 def _key(parts: list[Part], held: list[Part], rules: Rules) -> str:
@@ -151,9 +151,9 @@ def _held(one: Part, parts: list[Part], bench: list[Part]) -> tuple[Held, ...]:
     return tuple(found)
 
 
-def _publish(cfg: Config, portions: list[Portion], rules: Rules, place: Path, home: Path, began: float) -> Path:
+def _publish(cfg: Config, portions: list[Portion], held: list[Part], rules: Rules, place: Path, began: float) -> Path:
     """Fills a folder aside and renames it once it is whole. Raises UserError for what a policy does not let through."""
-    told, parts = Told(), [one.part for one in portions]
+    told, parts, home = Told(), [one.part for one in portions], place.parent
     for one in portions:
         told.add(one.told)
     refused = place.with_name(f"{place.name}-refused")
@@ -168,7 +168,7 @@ def _publish(cfg: Config, portions: list[Portion], rules: Rules, place: Path, ho
     with machine.folder_aside(place, "what was prepared") as aside:
         sums = assemble.write(portions, aside)
         _report(cfg, portions, told, rules, aside, began)
-        folders = [one.folder for one in parts] + [one.folder for one in portions]
+        folders = [*(one.folder for one in (*parts, *held)), *(one.folder for one in portions)]
         counts = {
             "rows": told.rows,
             "kept": told.kept,
