@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from synergy.data import untrusted
 from synergy.data.readers import jpeg
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
@@ -91,19 +92,16 @@ def place(name: str, media: Path) -> Path:
     """The file that a name or file:// address means. Raises Unsafe unless it lies below the media folder, links followed."""
     if name.startswith("file://"):
         name = urllib.parse.unquote(name.removeprefix("file://"))
-    if "://" in name[:12]:
-        raise Unsafe(f"{name[:80]!r} is an address: fetch the images and set media to their folder")
     if "\0" in name or len(name) > 4096:
         raise Unsafe("its name is no file name")
-    file = Path(os.path.realpath(media / name))
-    if not file.is_relative_to(_real(media)):
-        raise Unsafe(f"{name!r} leaves the media folder {media}; set media to the folder that holds it")
-    return file
-
-
-@functools.cache
-def _real(media: Path) -> Path:
-    return Path(os.path.realpath(media))
+    below = name
+    if os.path.isabs(name):  # published sets may name their images so; records never do
+        root = next((root for root in (str(media), untrusted.real(media)) if name.startswith(f"{root}/")), None)
+        below = os.path.relpath(name, root) if root else name
+    try:
+        return untrusted.inside(media, os.path.normpath(below))
+    except ValueError as error:
+        raise Unsafe(f"{name[:80]!r} {error}; set media to the folder that holds the images") from error
 
 
 def _bounded(found: bytes) -> bytes:
