@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -96,9 +98,7 @@ def rows_of(folder: Path, span: Span | None = None) -> Iterator[dict[str, Any]]:
 
 
 def key(source: Source, model: Path, instruction: str | None, digests: Path | None) -> str:
-    """What a part is made from, in hexadecimal digits. Raises UserError for a missing path."""
-    if not source.path.exists():
-        raise UserError(f"data.sources {source.name}: path={source.path}: no such file or folder")
+    """What a part is made from, in hexadecimal digits."""
     told = {name: value for name, value in asdict(source).items() if name not in ("path", "media", "into")}
     suits = [file for file in (model / name for name in MODEL_FILES) if file.exists()]
     parts = {
@@ -115,15 +115,23 @@ def key(source: Source, model: Path, instruction: str | None, digests: Path | No
 
 def of_source(source: Source, looks: Looks, crew: Crew, tell: Tell) -> Part:
     """The part of a source below ``looks.home``, made unless it is there. Raises UserError for files that can't be read."""
-    cache = looks.home / DIGESTS
-    name = key(source, looks.model, looks.instruction, cache)
-    folder = looks.home / FOLDER / f"{source.name}-{name[:12]}{'' if looks.images else '-seen'}"
-    if fresh(folder):
-        return Part(source, name, folder, new=False)
-    with machine.folder_aside(folder, f"data.sources {source.name}") as aside:
-        task = Task(source, looks.model, looks.instruction, aside if looks.images else None, looks.hashed)
-        rows, sha = _write(task, aside, crew, tell)
-        (aside / DONE).write_text(json.dumps({"key": name, "rows": rows, ROWS: sha}) + "\n")
+    if not source.path.exists():
+        raise UserError(f"data.sources {source.name}: path={source.path}: no such file or folder")
+    parts, ending = looks.home / FOLDER, "" if looks.images else "-seen"
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(key, source, looks.model, looks.instruction, looks.home / DIGESTS)
+        if any(parts.glob(f"{source.name}-*{ending}")):  # else it is read while its content is being hashed
+            folder = parts / f"{source.name}-{asked.result()[:12]}{ending}"
+            if fresh(folder):
+                return Part(source, asked.result(), folder, new=False)
+        with machine.folder_aside(parts / f"{source.name}-reading", f"data.sources {source.name}") as aside:
+            task = Task(source, looks.model, looks.instruction, aside if looks.images else None, looks.hashed)
+            rows, sha = _write(task, aside, crew, tell)
+            name = asked.result()
+            (aside / DONE).write_text(json.dumps({"key": name, "rows": rows, ROWS: sha}) + "\n")
+            folder = parts / f"{source.name}-{name[:12]}{ending}"
+            shutil.rmtree(folder, ignore_errors=True)
+        (parts / f"{source.name}-reading").rename(folder)
     return Part(source, name, folder, new=True)
 
 
