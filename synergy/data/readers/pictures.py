@@ -101,7 +101,9 @@ def place(name: str, media: Path) -> Path:
     try:
         return untrusted.inside(media, os.path.normpath(below))
     except ValueError as error:
-        raise Unsafe(f"{name[:80]!r} {error}; set media to the folder that holds the images") from error
+        raise Unsafe(
+            f"{name[:80]!r} {error} (media: {media}); set media to the folder that holds the images"
+        ) from error
 
 
 def _bounded(found: bytes) -> bytes:
