@@ -163,8 +163,9 @@ def test_a_new_source_leaves_the_others_alone(tmp_path: Path, capsys: pytest.Cap
     assert [r.source for r in kept(both)] == ["one", "two"]
     verb.prepare(asked(tmp_path, [one, two], checks={"answer": "drop"}))
     assert "read" not in capsys.readouterr().out.replace("reused", ""), "a policy reads nothing again"
+    before = kept(both)[0].images
     save(tmp_path / "in", "a.png", (84, 28))
-    verb.prepare(asked(tmp_path, [one, two]))
+    assert kept(verb.prepare(asked(tmp_path, [one, two])))[0].images != before
     told = capsys.readouterr().out
     assert "one: read" in told and "two: reused" in told, "an image that rows name has changed"
 

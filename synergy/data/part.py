@@ -58,7 +58,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Part:
-    """folder: with ROWS and images/. new: made by this call."""
+    """key: SHA-256 of its rows, which name images by theirs. folder: with ROWS and images/. new: made by this call."""
 
     source: Source
     key: str
@@ -122,28 +122,28 @@ def of_source(source: Source, looks: Looks, crew: Crew, tell: Tell) -> Part:
         asked = pool.submit(key, source, looks.model, looks.instruction, looks.home / DIGESTS)
         if any(parts.glob(f"{source.name}-*{ending}")):  # else it is read while its content is being hashed
             folder = parts / f"{source.name}-{asked.result()[:12]}{ending}"
-            if fresh(folder):
-                return Part(source, asked.result(), folder, new=False)
+            if rows := fresh(folder):
+                return Part(source, rows, folder, new=False)
         with machine.folder_aside(parts / f"{source.name}-reading", f"data.sources {source.name}") as aside:
             task = Task(source, looks.model, looks.instruction, aside if looks.images else None, looks.hashed)
-            rows, sha = _write(task, aside, crew, tell)
+            count, rows = _write(task, aside, crew, tell)
             name = asked.result()
-            (aside / DONE).write_text(json.dumps({"key": name, "rows": rows, ROWS: sha}) + "\n")
+            (aside / DONE).write_text(json.dumps({"key": name, "rows": count, ROWS: rows}) + "\n")
             folder = parts / f"{source.name}-{name[:12]}{ending}"
             shutil.rmtree(folder, ignore_errors=True)
         (parts / f"{source.name}-reading").rename(folder)
-    return Part(source, name, folder, new=True)
+    return Part(source, rows, folder, new=True)
 
 
-def fresh(folder: Path) -> bool:
-    """Whether a part is there, and the media files that it was read from are as they were."""
+def fresh(folder: Path) -> str | None:
+    """The sum of a part's rows, if it is there, and the media files that it was read from are as they were; else None."""
     try:
         stored = json.loads((folder / FILES).read_text(encoding="utf-8"))
-        rows = json.loads((folder / DONE).read_text(encoding="utf-8"))[ROWS]
+        rows = str(json.loads((folder / DONE).read_text(encoding="utf-8"))[ROWS])
         same = all(list(examine.stamp(Path(name))) == mark for name, mark in stored.items())
-        return same and identity.sums(folder / ROWS)["."] == rows
+        return rows if same and identity.sums(folder / ROWS)["."] == rows else None
     except (OSError, ValueError, KeyError):
-        return False
+        return None
 
 
 def _write(task: Task, out: Path, crew: Crew, tell: Tell) -> tuple[int, str]:

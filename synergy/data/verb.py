@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -133,7 +134,7 @@ def _key(parts: list[Part], held: list[Part], rules: Rules) -> str:
     made_from = {
         "parts": [[one.key, one.source.into] for one in parts],
         "against": [one.key for one in held],
-        "rules": [rules.policies, rules.cutoff_len, rules.max_prompt],
+        "rules": asdict(rules),
         "version": VERSION,
     }
     return identity.sha(identity.canonical(made_from))[:12]
