@@ -13,14 +13,14 @@ import pytest
 import sources
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 from published import picture
 from test_data_prepare import LAB, asked, coarse, kept, prepared, save
 
 from synergy import clean
 from synergy.config import Benchmark
 from synergy.config import Source as Given
-from synergy.data import checks, records, verb
+from synergy.data import checks, overlap, records, verb
 from synergy.data.readers import pictures
 from synergy.data.tokens import Counter
 from synergy.errors import UserError
@@ -172,6 +172,31 @@ def test_clean_knows_what_was_prepared(tmp_path: Path, capsys: pytest.CaptureFix
     with verb.FileLock(home / ".lock"), pytest.raises(UserError, match="data are prepared"):
         (home / ".abc-7").mkdir()
         clean.of_folder(run, unfinished=False, act=True)
+
+
+def test_a_drawing_is_known_again_scaled_and_compressed_and_taken_for_no_other(tmp_path: Path) -> None:
+    rng, marks = random.Random(3), []
+    for _ in range(40):
+        drawing = Image.new("RGB", (400, 300), "white")
+        for _ in range(rng.randint(1, 3)):
+            corners = [(rng.randint(20, 380), rng.randint(20, 280)) for _ in range(3)]
+            ImageDraw.Draw(drawing).polygon(corners, outline="black", width=2)
+        scale = rng.choice([0.6, 0.8, 1.25])
+        other = drawing.resize((int(400 * scale), int(300 * scale)), Image.Resampling.BICUBIC)
+        marks.append([pictures.perceptual(saved(drawing, "PNG")), pictures.perceptual(saved(other, "JPEG"))])
+    ones, others = (overlap._bits(some) for some in zip(*marks, strict=True))
+    same = ones @ others.T >= (2 * overlap.NEAR - 1) * pictures.BITS
+    assert (same == np.eye(40, dtype=bool)).all()
+    white, black = (pictures.perceptual(saved(Image.new("L", (99, 99), colour), "PNG")) for colour in (255, 0))
+    assert not (overlap._bits([white, black]) @ overlap._bits([white, black]).T).any(), (
+        "told apart by their bytes alone"
+    )
+
+
+def saved(image: Image.Image, kind: str) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, quality=70)
+    return out.getvalue()
 
 
 def test_no_jpeg_passes_undecoded_that_decoding_refuses() -> None:

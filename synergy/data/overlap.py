@@ -13,12 +13,10 @@ from typing import Any
 from synergy.data import part
 from synergy.data.problems import Problem
 from synergy.data.readers import pictures
-from synergy.data.readers.pictures import SIDE
 
-NEAR = 0.85
-"""Least share of the bits set in either of two hashes that both have set, for their images to be the same."""
-PLAIN = 24
-"""Images with fewer bits set, such as a line on white, are the same only if their bytes are."""
+NEAR = 0.9
+"""Least share of equal bits in two hashes for their images to be the same. Of 300 drawings of thin lines, scaled and saved as
+JPEG, all had at least 0.96 with the original and at most 0.73 with another; different handwritten digits at most 0.80."""
 AT_ONCE = 256
 
 
@@ -57,7 +55,6 @@ class Index:
                     self.owners.append(number)
                     hashes.append(mark or pictures.perceptual((one.folder / name).read_bytes()))
         self.bits = _bits(hashes)
-        self.sums = self.bits.sum(axis=1)
         self.with_images = set(self.owners)
         self.every = any(self.alone[number] for number in self.owners)
 
@@ -88,10 +85,7 @@ class Index:
             marks = [
                 mark or pictures.perceptual((media / name).read_bytes()) for some in images for name, _, _, mark in some
             ]
-            mine = _bits(marks)
-            both = mine @ self.bits.T
-            either = mine.sum(axis=1)[:, None] + self.sums[None, :] - both
-            for one, other in np.argwhere((both >= NEAR * either) & (either >= PLAIN)):
+            for one, other in np.argwhere(_bits(marks) @ self.bits.T >= (2 * NEAR - 1) * pictures.BITS):
                 near[of[one]].append(self.owners[other])
         for i, some in enumerate(images):
             near[i] += [self.names[name] for name, *_ in some if name in self.names]
@@ -106,7 +100,9 @@ def words(record: Mapping[str, Any]) -> str:
 
 
 def _bits(hashes: Sequence[str]) -> Any:
+    """A row of -1 and 1 for each hash; of zeros for a picture of one colour, which is like no other by its hash."""
     import numpy as np
 
-    raw = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(len(hashes), SIDE * SIDE // 4)
-    return np.unpackbits(raw, axis=1).astype(np.float32)
+    raw = np.frombuffer(bytes.fromhex("".join(hashes)), np.uint8).reshape(len(hashes), pictures.BITS // 8)
+    bits = np.unpackbits(raw, axis=1).astype(np.float32) * 2 - 1
+    return bits * raw.any(axis=1)[:, None]

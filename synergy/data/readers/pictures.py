@@ -1,7 +1,7 @@
 """Images wherever a row keeps them: bytes, {bytes, path} structs, base64, files below a folder, members of a zip file.
 
 Bytes go through as they are. Each image is decoded once at most: of a JPEG that is whole by its markers only the beginning
-(``jpeg``), unless its perceptual hash is asked for; then it is decoded at an eighth of its size.
+(``jpeg``), unless its perceptual hash is asked for; then it is decoded at down to an eighth of its size.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ MOST_PIXELS = 50_000_000
 """Of an image: a page of A3 at 400 dpi has 31 million."""
 MOST_RATIO = 200
 """Of a zip member's size to what it takes in the archive, and of an image's longer side to the shorter (Qwen2-VL's limit)."""
-SIDE = 16
-"""The hash compares SIDE x SIDE pairs of neighbours."""
+SIDE, BITS = 64, 256
+"""Pixels of a side from which the perceptual hash is made, and its length."""
 
 
 class Unreadable(ValueError):
@@ -165,10 +165,9 @@ def _looked(found: bytes, hashed: bool) -> tuple[int, int, str, str]:
                 width, height = picture.size
                 _bound(width, height)
                 suffix = FORMATS[str(picture.format)]
-                if min(width, height) >= 8 * (SIDE + 1):
-                    picture.draft("L", (width // 8, height // 8))
+                picture.draft("L", (SIDE, SIDE))
                 picture.load()
-                grey = picture.convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX) if hashed else None
+                grey = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS) if hashed else None
     except (Unsafe, Unreadable):
         raise
     except Image.DecompressionBombError as error:
@@ -192,13 +191,16 @@ def _bound(width: int, height: int) -> None:
 
 
 def _hash(grey: bytes) -> str:
-    """dHash, with a bit for "darker to the right" and one for "lighter": in flat parts, of which diagrams mostly consist,
-    neither is set, and noise of compression sets none. Five lines, so that no library is needed beside numpy."""
+    """pHash, as the library imagehash makes it: whether each of the 16 x 16 lowest frequencies is over their median. Zeros for
+    a picture of one colour, which has none."""
     import numpy as np
+    from scipy.fft import dctn
 
-    pixels = np.frombuffer(grey, np.uint8).reshape(SIDE, SIDE + 1).astype(np.int16)
-    step = np.diff(pixels, axis=1)
-    return np.packbits(np.concatenate([(step < -4).ravel(), (step > 4).ravel()])).tobytes().hex()
+    pixels = np.frombuffer(grey, np.uint8).reshape(SIDE, SIDE).astype(np.float32)
+    low = dctn(pixels)[:16, :16].ravel()
+    low[0] = 0  # how bright it is on the whole
+    found = low > np.median(low) if pixels.std() >= 1 else np.zeros(BITS, bool)
+    return np.packbits(found).tobytes().hex()
 
 
 def enlarged(found: bytes, least: int) -> bytes:
