@@ -2,10 +2,9 @@
 
 Without a recipe: leftovers, which nothing needs any more. With recipes (``-m`` for several, as for ``run``): also every
 finished stage that none of them needs, and with ``run.keep=final`` the checkpoints that their rounds left in between.
-With ``--unfinished``: also stages that were begun and not finished. Of a store (run.store, a URL): uploads that were broken off
-a week ago or more; a finished stage never goes from there, whatever run.keep says.
-
-Nothing is deleted without ``--yes``, and never while a driver works there.
+With ``--unfinished``: also stages that were begun and not finished, and data that were read and never prepared. Of a store
+(run.store, a URL): uploads that were broken off a week ago or more; a finished stage never goes from there, whatever run.keep
+says. Nothing is deleted without ``--yes``, and never while a driver works there.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ YES, UNFINISHED = "--yes", "--unfinished"
 def of_folder(root: Path, unfinished: bool, act: bool) -> None:
     """Leftovers of a run directory. Raises UserError for a folder that is none."""
     entries = ledger.read(root / "ledger.jsonl")
-    if not entries and not (root / "stages").is_dir():
-        raise UserError(f"{root} is no run directory: it has neither ledger.jsonl nor stages/; see run.dir")
+    if not entries and not any((root / name).is_dir() for name in ("stages", retention.DATA)):
+        raise UserError(f"{root} is no run directory: it has neither ledger.jsonl nor stages/ nor data/; see run.dir")
     items = retention.leftovers(root, entries)
     _settle(root, items + (retention.unfinished(root, entries) if unfinished else []), act)
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from synergy.data.problems import CHECKS
+
 
 @dataclass
 class Model:
@@ -81,10 +83,11 @@ class Data:
     records: by recipe=base with tagged benchmarks."""
     sources: list[Source] = field(default_factory=list)
     """What ``synergy data prepare`` reads; the folder that it ends with is then ``source``."""
-    checks: dict[str, str] = field(default_factory=dict)
+    checks: dict[str, str] = field(default_factory=lambda: dict.fromkeys(CHECKS, "fail"))
     """Check -> fail (the default), drop (left out and listed) or repair, for ``data prepare`` (synergy/data/problems.py)."""
-    against: list[str] = field(default_factory=list)
-    """Benchmark tables (.tsv) or records (.jsonl) that training questions of ``data prepare`` must not overlap with."""
+    against: list[str] | None = None
+    """Benchmark tables (.tsv) or records (.jsonl) that training questions of ``data prepare`` must not overlap with. Null: the
+    evaluate.benchmarks that are at hand, in a folder or in the hub's cache; []: none."""
     workers: int | None = None
     """Processes of ``data prepare``; null: one per processor."""
     train: str = "train.jsonl"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -32,6 +33,23 @@ def replace_text(file: Path, text: str) -> None:
     except OSError:
         aside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def folder_aside(place: Path, what: str, way_out: str = "free space or set run.dir") -> Iterator[Path]:
+    """An empty folder beside ``place``, which replaces it at the end of a ``with`` block that raises nothing; else it goes.
+    Raises UserError where it can't be written, with the way out. what: the message's name for it."""
+    folder = place.with_name(f".{place.name}-{os.getpid()}")
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        yield folder
+        shutil.rmtree(place, ignore_errors=True)
+        folder.rename(place)
+    except OSError as error:
+        raise UserError(f"{what} can't be written to {place}: {error.strerror or error}; {way_out}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def born(pid: int) -> str | None:

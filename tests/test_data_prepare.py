@@ -7,6 +7,7 @@ import functools
 import io
 import json
 import random
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from PIL import Image
 from published import picture
 from test_strategies import config
 
+from synergy import paths
 from synergy.config import Config
 from synergy.config import Source as Given
 from synergy.data import checks, readers, records, verb, writers
@@ -161,8 +163,9 @@ def test_a_new_source_leaves_the_others_alone(tmp_path: Path, capsys: pytest.Cap
     assert [r.source for r in kept(both)] == ["one", "two"]
     verb.prepare(asked(tmp_path, [one, two], checks={"answer": "drop"}))
     assert "read" not in capsys.readouterr().out.replace("reused", ""), "a policy reads nothing again"
+    before = kept(both)[0].images
     save(tmp_path / "in", "a.png", (84, 28))
-    verb.prepare(asked(tmp_path, [one, two]))
+    assert kept(verb.prepare(asked(tmp_path, [one, two])))[0].images != before
     told = capsys.readouterr().out
     assert "one: read" in told and "two: reused" in told, "an image that rows name has changed"
 
@@ -290,7 +293,7 @@ def test_the_frameworks_read_what_was_written(tmp_path: Path) -> None:
     cache = str(tmp_path / "cache")
     loaded = datasets.load_dataset("json", data_files=str(place / "llamafactory/train.json"), cache_dir=cache)["train"]
     assert loaded[0]["messages"][0]["content"].startswith("<image>How many?") and len(loaded) == 1
-    loaded = datasets.load_dataset("parquet", data_files=str(place / "verl/train.parquet"), cache_dir=cache)["train"]
+    loaded = datasets.load_dataset("parquet", data_files=str(place / "verl/train-*.parquet"), cache_dir=cache)["train"]
     assert loaded[0]["images"][0]["bytes"] == (tmp_path / "in/a.png").read_bytes(), "bytes as they were"
     assert [row["extra_info"]["id"] for row in loaded] == ["0", "1"] and loaded[1]["images"] == []
     writers.vlmevalkit(tmp_path / "t.tsv", kept(place), place / "records", lossless=True)
@@ -306,6 +309,20 @@ def test_row_groups_suit_streaming(tmp_path: Path) -> None:
     )
     told = pq.read_metadata(tmp_path / "a.parquet")
     assert told.num_rows == 70 and [told.row_group(i).num_rows for i in range(told.num_row_groups)] == [33, 33, 4]
+
+
+def test_the_command_line_of_the_help_works(tmp_path: Path) -> None:
+    path = sources.jsonl(tmp_path / "rows.jsonl", [{**LAB, "id": "a"}, {**LAB, "id": "b", "answer": "4"}])
+    words = [f"data.sources=[{{name: mine, path: {path}}}]", f"run.dir={tmp_path / 'run'}"]
+    command = [sys.executable, "-m", "synergy.data", "prepare", *words]
+    refused = subprocess.run(command, capture_output=True, text=True, cwd=paths.ROOT)
+    assert refused.returncode == 2 and "data.checks.trace=drop (or repair) lets the others pass" in refused.stderr
+    done = subprocess.run([*command, "data.checks.trace=drop"], capture_output=True, text=True, cwd=paths.ROOT)
+    assert done.returncode == 0, done.stderr
+    place = Path(done.stdout.rpartition("data.source=")[2].strip())
+    assert [r.id for r in records.read(place / "train.jsonl")] == ["a"]
+    wrong = subprocess.run([*command, "data.checks.traces=drop"], capture_output=True, text=True, cwd=paths.ROOT)
+    assert wrong.returncode == 2 and "traces" in wrong.stderr
 
 
 def test_help_teaches(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,6 +177,16 @@ def test_nothing_outside_the_media_folder_is_read(tmp_path: Path, name: str) -> 
         pictures.data(name, tmp_path / "media")
 
 
+def test_images_of_the_hubs_cache_are_links_to_its_blobs(tmp_path: Path) -> None:
+    media = tmp_path / "datasets--a--b/snapshots/c0"
+    for folder in (media, tmp_path / "datasets--a--b/blobs"):
+        folder.mkdir(parents=True)
+    (tmp_path / "datasets--a--b/blobs/5f").write_bytes(picture(1))
+    (media / "1.png").symlink_to("../../blobs/5f")
+    for name in ("1.png", "./x/../1.png", str(media / "1.png"), f"file://{media}/1.png"):
+        assert pictures.data(name, media)[0] == picture(1)
+
+
 def test_bombs_and_absurd_sizes_are_refused_unopened(tmp_path: Path) -> None:
     bomb = sources.pixel_bomb(tmp_path / "bomb.png")
     assert bomb.stat().st_size < 1 << 20

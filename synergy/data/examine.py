@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from reward_fns import gold
 from reward_fns.answer import judge
-from synergy.data import checks, readers, records
+from synergy.data import checks, readers, records, tokens
 from synergy.data.checks import ImageGrid
 from synergy.data.problems import Problem
 from synergy.data.prompt import query
@@ -26,22 +27,32 @@ MARKS = ("<image>", "<video>", "<audio>")
 @dataclass(frozen=True)
 class Task:
     """How the rows of a source are looked at. model: whose tokenizer and image limits count; instruction: asked with each
-    question; media: where images are kept, None: they are not."""
+    question; media: where images are kept, None: they are not; hashed: whether their perceptual hashes are taken."""
 
     source: Source
     model: Path
     instruction: str | None
     media: Path | None
+    hashed: bool
 
 
 @dataclass(frozen=True)
 class Looked:
-    """rows: how many; text: a JSON line for each, with its place, record, images, tokens and problems; media: the files
-    that images were read from, with size and time of change."""
+    """text: in ASCII, a JSON line for each row with its place, record, images, tokens and problems; heads: of each row; media:
+    the files that images were read from, with size and time of change."""
 
-    rows: int
     text: str
+    heads: tuple[Head, ...]
     media: Mapping[str, tuple[int, int]]
+
+
+class Head(NamedTuple):
+    """What of a row is needed to know who has its id. id: None where there is no record. made: the id for a row without.
+    problems: their checks, and whether they can be repaired."""
+
+    id: str | None
+    made: str
+    problems: Sequence[tuple[str, bool]]
 
 
 def work(task: Task, chunk: files.Chunk) -> Looked:
@@ -49,7 +60,8 @@ def work(task: Task, chunk: files.Chunk) -> Looked:
     found = [_Row(task, draft) for draft in readers.drafts(task.source, chunk)]
     _count(task, found)
     text = "".join(json.dumps(row.told()) + "\n" for row in found)
-    return Looked(len(found), text, {str(file): stamp(file) for row in found for file in row.files})
+    heads = tuple(row.head(task.source.name) for row in found)
+    return Looked(text, heads, {str(file): stamp(file) for row in found for file in row.files})
 
 
 def stamp(file: Path) -> tuple[int, int]:
@@ -76,7 +88,7 @@ class _Row:
             try:
                 data, file = pictures.data(wanted, draft.media)
                 self.files |= {file} if file else set()
-                seen = pictures.look(data)
+                seen = pictures.look(data, task.hashed)
             except (pictures.Unsafe, pictures.Unreadable) as error:
                 check = "unsafe" if isinstance(error, pictures.Unsafe) else "image"
                 self.problems.append(Problem(check, "images", f"image {number} {error}"))
@@ -85,13 +97,20 @@ class _Row:
             mended.append(seen)
             if min(seen.width, seen.height) < cell:
                 data = pictures.enlarged(data, cell)
-                mended[-1] = pictures.look(data)
+                mended[-1] = pictures.look(data, task.hashed)
                 what = f"image {number} is {seen.width}x{seen.height}; each side needs {cell}"
                 self.problems.append(Problem("small", "images", what, {"images": [one.row() for one in mended]}))
             if task.media is not None:
                 pictures.keep(data, mended[-1], task.media)  # one that is too small passes under no policy
         if len(self.seen) < len(draft.images):
             self.seen = []
+
+    def head(self, source: str) -> Head:
+        problems = tuple((problem.check, problem.repair is not None) for problem in self.problems)
+        if self.record is None or self.record.id:
+            return Head(self.record.id if self.record else None, "", problems)
+        text = json.dumps([self.record.question, self.record.images, self.record.choices])
+        return Head("", f"{source}:{hashlib.sha256(text.encode()).hexdigest()[:16]}", problems)
 
     def told(self) -> dict[str, Any]:
         return {
@@ -157,20 +176,14 @@ def _grid(model: Path) -> ImageGrid:
     return checks.grid(model)
 
 
-@functools.cache
-def _words(model: Path) -> Any:
-    return checks.tokenizer(model)
-
-
 def _count(task: Task, rows: list[_Row]) -> None:
     """Tokens of each row's prompt, trace and images. A text that UTF-8 can't write has none."""
     there = [row for row in rows if row.record is not None and all(map(_encodes, _texts(row.record).values()))]
     found = [row.record for row in there if row.record is not None]
     asked = [query(record.question, record.choices, task.instruction) for record in found]
     told = [record.trace or "" for record in found]
-    encoded = _words(task.model).encode_batch_fast([*asked, *told])
-    prompts, traces = encoded[: len(asked)], encoded[len(asked) :]
+    counts = tokens.counter(task.model)([*asked, *told])
     grid = _grid(task.model)
-    for row, prompt, trace in zip(there, prompts, traces, strict=True):
+    for row, prompt, trace in zip(there, counts[: len(asked)], counts[len(asked) :], strict=True):
         visual = sum(grid.tokens(seen.width, seen.height) for seen in row.seen)
-        row.tokens = {"prompt": len(prompt.ids), "trace": len(trace.ids), "images": visual}
+        row.tokens = {"prompt": prompt, "trace": trace, "images": visual}

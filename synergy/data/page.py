@@ -8,12 +8,15 @@ from typing import Any
 
 from synergy.config import Config
 from synergy.data import problems
-from synergy.data.assemble import Rules, Told
 from synergy.data.part import Part
+from synergy.data.portion import Rules
+from synergy.data.told import Told
 from synergy.report import form, pages, style
 from synergy.report.tables import Table
 
 BINS = 40
+SHOWN = 3
+"""Examples of each check and outcome."""
 COLOURS = {"prompt": "#0072B2", "trace": "#D55E00", "images": "#009E73"}
 
 
@@ -21,12 +24,11 @@ def write(cfg: Config, parts: Sequence[Part], told: Told, rules: Rules, out: Pat
     """report/report.html, report.md, report.json and the figure below ``out``."""
     place = out / "report"
     (place / "figures").mkdir(parents=True)
-    (out / "problems.jsonl").rename(place / "problems.jsonl")
     lengths = {name: values for name, values in told.lengths.items() if any(values)}
     drawn = draw(lengths, rules, place / "figures" / "tokens.png") if lengths else None
     created = pages.now()
     shown = {
-        "title": "Data",
+        "title": "Prepared data",
         "created": pages.date(created),
         "cost": f"{len(parts)} sources, {form.seconds(seconds)}",
         "headline": _headline(told),
@@ -52,9 +54,9 @@ def write(cfg: Config, parts: Sequence[Part], told: Told, rules: Rules, out: Pat
 def _headline(told: Told) -> list[str]:
     rows, kept = sum(told.rows.values()), sum(told.kept.values())
     if told.fails:
-        return [f"Nothing was written: {sum(told.fails.values())} problems in {rows:,} rows under checks that fail."]
+        return [f"Nothing was written: {sum(told.fails.values()):,} problems in {rows:,} rows under checks that fail."]
     mended = sum(count for (_, outcome), count in told.found.items() if outcome == "repaired")
-    found = [f"{kept:,} of {rows:,} rows are kept; {mended:,} problems were repaired."]
+    found = [f"{kept:,} of {rows:,} rows are kept; {rows - kept:,} were left out, {mended:,} problems repaired."]
     return found + ["Every row passed every check."] * (not told.found)
 
 
@@ -63,27 +65,32 @@ def _sources(parts: Sequence[Part], told: Told) -> Table:
     for part in parts:
         name = part.source.name
         read, kept = told.rows[name], told.kept[name]
-        words = (name, part.source.into, part.source.layout, "read" if part.new else "reused")
+        words = (name, f"{part.source.into}; {part.source.layout}, {'read' if part.new else 'reused'}")
         rows.append((*words, form.count(read), form.count(kept), form.count(read - kept)))
-    return Table(("source", "into", "layout", "this time", "rows", "kept", "left out"), tuple(rows), words=4)
+    return Table(("source", "into; layout", "rows", "kept", "left out"), tuple(rows), words=2)
 
 
 def _checks(told: Told, rules: Rules) -> Table:
-    outcomes = ("fails", "dropped", "repaired")
-    rows = tuple(
-        (name, what, rules.policies[name], *(form.count(told.found[name, outcome]) for outcome in outcomes))
-        for name, what in problems.CHECKS.items()
-    )
-    return Table(("check", "finds", "policy", *outcomes), rows, words=3)
+    """Those that found something first."""
+    rows = []
+    for name, what in problems.CHECKS.items():
+        found = [(outcome, told.found[name, outcome]) for outcome in ("fails", "dropped", "repaired")]
+        words = ", ".join(f"{form.count(count)}\u00a0{FOUND[outcome]}" for outcome, count in found if count)
+        rows.append((name, rules.policies[name], words or form.NONE, what))
+    rows.sort(key=lambda row: row[2] == form.NONE)
+    return Table(("check", "policy", "found", "what it looks for"), tuple(rows), words=4)
+
+
+FOUND = {"fails": "not let\u00a0through", "dropped": "left\u00a0out", "repaired": "repaired"}
 
 
 def _examples(told: Told) -> Table | None:
     rows = [
-        (check, outcome, source, where, column, what)
+        (f"{check}, {FOUND[outcome]}", what, f"{source}: {where}" + (f", column {column}" if column else ""))
         for (check, outcome), some in told.examples.items()
-        for source, where, column, what in some
+        for source, where, column, what in some[:SHOWN]
     ]
-    columns = ("check", "outcome", "source", "row", "column", "what")
+    columns = ("check", "what", "where")
     return Table(columns, tuple(rows), words=len(columns)) if rows else None
 
 
@@ -110,7 +117,9 @@ def draw(lengths: dict[str, list[int]], rules: Rules, path: Path) -> Path:
             axes: Any = drawn.add_subplot(len(lengths), 1, number)
             there = [value for value in values if value]
             width = max(1, -(-(max(there) - min(there) + 1) // BINS))
-            axes.hist(there, bins=range(min(there), max(there) + width + 1, width), color=COLOURS[name])
+            edges = range(min(there), max(there) + width + 1, width)
+            axes.hist(there, bins=[edge - 0.5 for edge in edges], color=COLOURS[name])
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.set_title(f"{name}, {len(there):,} rows")
             style.grid(axes)
             what, limit = limits.get(name, ("", None))

@@ -6,30 +6,30 @@ new source leaves the others alone. Files of rows count by content, images that 
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import shutil
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from synergy import machine
 from synergy.data import examine, readers
-from synergy.data.examine import Looked, Task
-from synergy.data.readers import Source, files
+from synergy.data.crew import Crew
+from synergy.data.examine import Head, Task
+from synergy.data.readers import Source
 from synergy.driver import identity
 from synergy.errors import UserError
 
-VERSION = 1
+VERSION = 3
 """Of what is kept: raised by whoever changes how rows are read or looked at."""
-ROWS, FILES, DONE = "rows.jsonl", "files.json", "part.json"
+FOLDER, DIGESTS = "parts", "digests.json"
+"""Below the folder of all preparations."""
+ROWS, HEADS, FILES, DONE = "rows.jsonl", "heads.jsonl", "files.json", "part.json"
 MODEL_FILES = ("tokenizer.json", "preprocessor_config.json", "processor_config.json")
 
 Tell = Callable[[str, int], None]
@@ -37,24 +37,68 @@ Tell = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)
+class Looks:
+    """How sources are looked at (``examine.Task``), and below which folder parts are kept. images: whether images are kept."""
+
+    home: Path
+    model: Path
+    instruction: str | None
+    hashed: bool
+    images: bool = True
+
+
+@dataclass(frozen=True)
+class Span:
+    """Neighbouring rows of a part: ``size`` bytes from the byte ``begin`` of its file on; first: the number of the first."""
+
+    begin: int
+    size: int
+    first: int
+
+
+@dataclass(frozen=True)
 class Part:
-    """folder: with ROWS and images/. new: made by this call."""
+    """key: SHA-256 of its rows, which name images by theirs. folder: with ROWS and images/. new: made by this call."""
 
     source: Source
     key: str
     folder: Path
     new: bool
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        with (self.folder / ROWS).open(encoding="utf-8") as stream:
+    def heads(self) -> Iterator[Head]:
+        for _, heads in self._chunks():
+            yield from heads
+
+    def spans(self, rows: int) -> Iterator[Span]:
+        """All rows, in spans of at least so many, but for the last."""
+        begin = size = first = count = 0
+        for more, heads in self._chunks():
+            size, count = size + more, count + len(heads)
+            if count >= rows:
+                yield Span(begin, size, first)
+                begin, size, first, count = begin + size, 0, first + count, 0
+        if count:
+            yield Span(begin, size, first)
+
+    def _chunks(self) -> Iterator[tuple[int, list[Head]]]:
+        with (self.folder / HEADS).open("rb") as stream:
             for line in stream:
-                yield json.loads(line)
+                size, heads = json.loads(line)
+                yield size, [Head(*head) for head in heads]
+
+
+def rows_of(folder: Path, span: Span | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a part's folder, or those of a span."""
+    left = span.size if span else 1 << 62
+    with (folder / ROWS).open("rb") as stream:
+        stream.seek(span.begin if span else 0)
+        while left > 0 and (line := stream.readline()):
+            left -= len(line)
+            yield json.loads(line)
 
 
 def key(source: Source, model: Path, instruction: str | None, digests: Path | None) -> str:
-    """What a part is made from, in hexadecimal digits. Raises UserError for a missing path."""
-    if not source.path.exists():
-        raise UserError(f"data.sources {source.name}: path={source.path}: no such file or folder")
+    """What a part is made from, in hexadecimal digits."""
     told = {name: value for name, value in asdict(source).items() if name not in ("path", "media", "into")}
     suits = [file for file in (model / name for name in MODEL_FILES) if file.exists()]
     parts = {
@@ -69,88 +113,56 @@ def key(source: Source, model: Path, instruction: str | None, digests: Path | No
     return identity.sha(identity.canonical(parts))
 
 
-def of_source(
-    source: Source, model: Path, instruction: str | None, home: Path, workers: int, tell: Tell, images: bool = True
-) -> Part:
-    """The part of a source below ``home``, made unless it is there. images: whether they are kept. Raises UserError for
-    files that can't be read at all."""
-    name = key(source, model, instruction, home / "digests.json")
-    folder = home / "parts" / f"{source.name}-{name[:12]}{'' if images else '-seen'}"
-    if fresh(folder):
-        return Part(source, name, folder, new=False)
-    aside = folder.with_name(f".{folder.name}-{os.getpid()}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        rows = _write(Task(source, model, instruction, aside if images else None), aside, workers, tell)
-        (aside / DONE).write_text(json.dumps({"key": name, "rows": rows}) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-    except OSError as error:
-        raise UserError(f"{folder} can't be written ({error.strerror or error}); free space or set run.dir") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return Part(source, name, folder, new=True)
+def of_source(source: Source, looks: Looks, crew: Crew, tell: Tell) -> Part:
+    """The part of a source below ``looks.home``, made unless it is there. Raises UserError for files that can't be read."""
+    if not source.path.exists():
+        raise UserError(f"data.sources {source.name}: path={source.path}: no such file or folder")
+    parts, ending = looks.home / FOLDER, "" if looks.images else "-seen"
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(key, source, looks.model, looks.instruction, looks.home / DIGESTS)
+        if any(parts.glob(f"{source.name}-*{ending}")):  # else it is read while its content is being hashed
+            folder = parts / f"{source.name}-{asked.result()[:12]}{ending}"
+            if rows := fresh(folder):
+                return Part(source, rows, folder, new=False)
+        with machine.folder_aside(parts / f"{source.name}-reading", f"data.sources {source.name}") as aside:
+            task = Task(source, looks.model, looks.instruction, aside if looks.images else None, looks.hashed)
+            count, rows = _write(task, aside, crew, tell)
+            name = asked.result()
+            (aside / DONE).write_text(json.dumps({"key": name, "rows": count, ROWS: rows}) + "\n")
+            folder = parts / f"{source.name}-{name[:12]}{ending}"
+            shutil.rmtree(folder, ignore_errors=True)
+        (parts / f"{source.name}-reading").rename(folder)
+    return Part(source, rows, folder, new=True)
 
 
-def fresh(folder: Path) -> bool:
-    """Whether a part is there, and the media files that it was read from are as they were."""
+def fresh(folder: Path) -> str | None:
+    """The sum of a part's rows, if it is there, and the media files that it was read from are as they were; else None."""
     try:
         stored = json.loads((folder / FILES).read_text(encoding="utf-8"))
-        return (folder / DONE).exists() and all(
-            list(examine.stamp(Path(name))) == mark for name, mark in stored.items()
-        )
-    except (OSError, ValueError):
-        return False
+        rows = str(json.loads((folder / DONE).read_text(encoding="utf-8"))[ROWS])
+        same = all(list(examine.stamp(Path(name))) == mark for name, mark in stored.items())
+        return rows if same and identity.sums(folder / ROWS)["."] == rows else None
+    except (OSError, ValueError, KeyError):
+        return None
 
 
-def _write(task: Task, out: Path, workers: int, tell: Tell) -> int:
-    total, media, last = 0, dict[str, tuple[int, int]](), 0.0
-    with (out / ROWS).open("w", encoding="utf-8") as stream, _mapped(task, workers) as results:
-        for looked in results:
-            stream.write(looked.text)
-            total += looked.rows
+def _write(task: Task, out: Path, crew: Crew, tell: Tell) -> tuple[int, str]:
+    """Returns how many rows there are, and the SHA-256 of their file."""
+    total, media, last, sha = 0, dict[str, tuple[int, int]](), 0.0, hashlib.sha256()
+    what = f"data.sources {task.source.name}"
+    with (out / ROWS).open("wb") as stream, (out / HEADS).open("w") as heads:
+        for looked in crew.map(partial(examine.work, task), readers.chunks(task.source), what):
+            text = looked.text.encode("ascii")
+            stream.write(text)
+            sha.update(text)
+            heads.write(json.dumps([len(text), looked.heads]) + "\n")
+            total += len(looked.heads)
             media.update(looked.media)
             if time.monotonic() - last > 0.2:
                 tell(task.source.name, total)
                 last = time.monotonic()
     if not total:
-        raise UserError(f"data.sources {task.source.name}: {task.source.path} holds no rows")
+        raise UserError(f"{what}: {task.source.path} holds no rows")
     tell(task.source.name, total)
     (out / FILES).write_text(json.dumps(media), encoding="utf-8")
-    return total
-
-
-@contextmanager
-def _mapped(task: Task, workers: int) -> Iterator[Iterator[Looked]]:
-    """``examine.work`` over all chunks, in order, few of them in memory at a time; by so many processes, or in this one."""
-    chunks = readers.chunks(task.source)
-    first = list(islice(chunks, 2))
-    chunks = chain(first, chunks)
-    if workers < 2 or len(first) < 2:
-        yield (examine.work(task, chunk) for chunk in chunks)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_start) as pool:
-        try:
-            yield _in_order(pool, task, chunks, 3 * workers)
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"data.sources {task.source.name}: a process that read it died, of memory or of an image that breaks its "
-                "decoder; data.workers=1 reads row by row in this process"
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _start() -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-
-
-def _in_order(pool: ProcessPoolExecutor, task: Task, chunks: Iterator[files.Chunk], most: int) -> Iterator[Looked]:
-    waiting: deque[Future[Looked]] = deque()
-    for chunk in chunks:
-        waiting.append(pool.submit(examine.work, task, chunk))
-        if len(waiting) >= most:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+    return total, sha.hexdigest()

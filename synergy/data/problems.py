@@ -20,8 +20,8 @@ CHECKS = {
     "trace": "a trace whose final answer is not the gold answer (repair: without the trace)",
     "response": "a trace over sft.config.cutoff_len (repair: without the trace)",
     "prompt": "a prompt over rl.verl.data.max_prompt_length",
-    "overlap": "a question that a benchmark of data.against asks too",
-    "overlap_image": "an image that a benchmark of data.against shows too, under another question",
+    "overlap": "a question that a benchmark or the validation split asks too",
+    "overlap_image": "an image that a benchmark shows too, under another question",
 }
 """Check -> what it finds, and how it is repaired if it can be."""
 POLICIES = ("fail", "drop", "repair")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -50,13 +52,19 @@ def inside(media: Path, name: str) -> Path:
     hub's cache the files of a snapshot are links to ``blobs`` beside it."""
     problem = astray(name)
     if problem is None:
-        root, file = media.resolve(), (media / name).resolve()
+        root, file = Path(real(media)), Path(os.path.realpath(media / name))
         snapshots = next((folder for folder in (root, *root.parents) if folder.name == "snapshots"), None)
         allowed = [root] if snapshots is None else [root, snapshots.parent / "blobs"]
         if any(file.is_relative_to(folder) for folder in allowed):
             return media / name
         problem = f"is a link to {file}, outside of {media}"
     raise ValueError(problem)
+
+
+@functools.cache
+def real(folder: Path) -> str:
+    """The folder behind links, looked up once."""
+    return os.path.realpath(folder)
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -12,17 +12,14 @@ from pathlib import Path, PurePosixPath
 import yaml
 
 from synergy.data import datacard, records, selection
+from synergy.driver import private
 from synergy.errors import UserError
 
 ENDPOINT = "https://huggingface.co"
 BESIDE = (selection.REPORT, selection.DROPPED, "figures.json", "LICENSE", ".gitattributes")
 """May lie beside the data."""
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-SECRET = re.compile(
-    rb"hf_[A-Za-z0-9]{30,}|gh[pousr]_[A-Za-z0-9]{36}|AKIA[0-9A-Z]{16}|(?<![A-Za-z0-9])sk-[A-Za-z0-9_-]{32,}|xox[abprs]-[A-Za-z0-9-]{20,}"
-    rb"|-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----"
-)
-"""Tokens and keys as the hub, code hosts, clouds and model vendors write them."""
+SECRET = re.compile(private.shapes(texts=True).encode())
 CHUNK, OVERLAP = 1 << 24, 256
 PATIENCE = 300.0
 """Seconds without a byte from the hub after which it counts as gone; the client itself would wait for ever."""

@@ -9,23 +9,26 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from synergy import cli
+from synergy import cli, machine
 from synergy.compose import Task
 from synergy.config import Config
-from synergy.data import assemble, part, problems
-from synergy.data.assemble import Rules, Told
-from synergy.data.overlap import Index
-from synergy.data.part import Part, Tell
+from synergy.data import against, assemble, ids, part, portion, problems, sealed
+from synergy.data.crew import Crew
+from synergy.data.overlap import Held
+from synergy.data.part import Looks, Part, Tell
+from synergy.data.portion import Job, Portion, Rules
 from synergy.data.readers import Source
 from synergy.data.readers.shapes import SHAPES
-from synergy.driver import externals, identity
+from synergy.data.told import Told
+from synergy.driver import externals, identity, retention
 from synergy.errors import UserError
 
-VERSION = 1
+VERSION = 2
 """Of what is written: raised by whoever changes the files of a framework."""
 DONE = "prepared.json"
 INTO = ("train", "validation", "benchmark")
@@ -34,7 +37,8 @@ HELP = """usage: synergy data prepare data.sources=[{{name: N, path: P, â€¦}}, â
 Reads data sets as they were published, checks every row and image, and writes one folder (below run.dir/data):
   records/       train.jsonl, val.jsonl and images: give this folder to any recipe as data.source
   llamafactory/  ShareGPT JSON and dataset_info.json (media_dir is records/)
-  verl/          parquet with prompt, images, reward_model, data_source, extra_info
+  verl/          parquet with prompt, images, reward_model, data_source, extra_info: several files a source, so give
+                 data.train_files='FOLDER/verl/train-*.parquet'
   vlmevalkit/    a TSV per source with into=benchmark
   report/        report.html: what was found, with examples and token lengths; problems.jsonl lists all of it
 
@@ -46,12 +50,14 @@ Of a source: path is a file (parquet, JSONL, JSON, CSV, TSV), a folder, or a hub
 which of its files, media where images lie. columns maps fields of the record to columns: '{{question: problem, answer: gold}}'.
 into is train, validation or benchmark; layout one of {layouts}.
 
-A source that has been read is not read again as long as it stays the same; a whole preparation neither.
+A source that has been read is not read again as long as it stays the same, and its output is linked, not written again; so
+only a new source costs time.
 
 Checks, each with data.checks.NAME=fail (the default), drop or repair:
 {checks}
 Tokens are those of model.path; limits are sft.config.cutoff_len and rl.verl.data.max_prompt_length; training questions are held
-against the files of data.against (.tsv or .jsonl). The same words and the same image, or one of both, are an overlap.
+against the files of data.against (.tsv or .jsonl; by default evaluate.benchmarks), and against what goes into benchmark and
+validation. The same words and the same image are an overlap; an image alone is one with a benchmark.
 """
 
 
@@ -81,7 +87,7 @@ def prepare(cfg: Config) -> Path:
     policies = problems.policies(cfg.data.checks)
     if not cfg.data.sources:
         raise UserError("data.sources is empty: list what to prepare; synergy data prepare --help shows how")
-    home = Path(cfg.run.dir) / "data"
+    home = Path(cfg.run.dir) / retention.DATA
     home.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(home / ".lock", timeout=0):
@@ -92,57 +98,99 @@ def prepare(cfg: Config) -> Path:
 
 def _prepare(cfg: Config, policies: dict[str, str], home: Path) -> Path:
     began = time.monotonic()
-    model = externals.model(cfg.model.path, cfg.model.revision, "model", home / "digests.json", True).path
+    model = externals.model(cfg.model.path, cfg.model.revision, "model", home / part.DIGESTS, True).path
+    limits = (cfg.sft.config.get("cutoff_len"), cfg.rl.verl["data"].get("max_prompt_length"))
+    rules = Rules(policies, cfg.data.instruction, *limits)
     sources = _sources(cfg, home)
-    rules = Rules(
-        policies, cfg.data.instruction, cfg.sft.config.get("cutoff_len"), cfg.rl.verl["data"].get("max_prompt_length")
-    )
-    workers = cfg.data.workers or len(os.sched_getaffinity(0))
-    against = [_against(name) for name in cfg.data.against]
-    with _telling() as tell:
-        parts = [part.of_source(source, model, rules.instruction, home, workers, tell) for source in sources]
-        held = [part.of_source(source, model, None, home, workers, tell, images=False) for source in against]
-    for one in parts:
-        print(f"{one.source.name}: {'read' if one.new else 'reused'}", flush=True)
+    bench, missing = against.sources(cfg, home)
+    hashed = bool(bench) or any(source.into == "benchmark" for source in sources)
+    looks = Looks(home, model, rules.instruction, hashed)
+    seen = Looks(home, model, None, hashed=True, images=False)
+    with Crew(cfg.data.workers or len(os.sched_getaffinity(0))) as crew, _telling() as tell:
+        parts = [part.of_source(source, looks, crew, tell) for source in sources]
+        held = [part.of_source(source, seen, crew, tell) for source in bench]
+        for one in parts:
+            print(f"{one.source.name}: {'read' if one.new else 'reused'}", flush=True)
+        if bench or missing:
+            print(f"held against {', '.join(one.source.name for one in held) or 'nothing'}", flush=True)
+        for reason in missing:
+            print(f"not held against {reason}", flush=True)
+        place = home / _key(parts, held, rules)
+        if (place / DONE).exists():
+            wrong = sealed.broken(place, home / part.DIGESTS)
+            if wrong is None:
+                print(f"reused: {place}")
+                return place
+            print(f"made anew, since {place} was changed: {wrong}", flush=True)
+        jobs = [
+            Job(one, rules, names, _held(one, parts, held), place)
+            for one, names in zip(parts, ids.over(parts, policies), strict=True)
+        ]
+        portions = [portion.of_part(job, home, crew, tell) for job in jobs]
+        return _publish(cfg, portions, held, rules, place, began)
+
+
+def _key(parts: list[Part], held: list[Part], rules: Rules) -> str:
     made_from = {
         "parts": [[one.key, one.source.into] for one in parts],
         "against": [one.key for one in held],
-        "rules": [policies, rules.cutoff_len, rules.max_prompt],
+        "rules": asdict(rules),
         "version": VERSION,
     }
-    key = identity.sha(identity.canonical(made_from))[:12]
-    place = home / key
-    if (place / DONE).exists():
-        print(f"reused: {place}")
-        return place
-    return _publish(cfg, parts, Index(held) if held else None, rules, place, began)
+    return identity.sha(identity.canonical(made_from))[:12]
 
 
-def _publish(cfg: Config, parts: list[Part], index: Index | None, rules: Rules, place: Path, began: float) -> Path:
+def _held(one: Part, parts: list[Part], bench: list[Part]) -> tuple[Held, ...]:
+    """What the rows of a part are held against: benchmarks, and training questions the validation split too."""
+    if one.source.into == "benchmark":
+        return ()
+    others = [other for other in parts if other.source.into == "benchmark"]
+    found = [Held(other.source.name, other.key, other.folder, images=True) for other in (*bench, *others)]
+    if one.source.into == "train":
+        splits = [other for other in parts if other.source.into == "validation"]
+        found += [Held(other.source.name, other.key, other.folder, images=False) for other in splits]
+    return tuple(found)
+
+
+def _publish(cfg: Config, portions: list[Portion], held: list[Part], rules: Rules, place: Path, began: float) -> Path:
     """Fills a folder aside and renames it once it is whole. Raises UserError for what a policy does not let through."""
+    told, parts, home = Told(), [one.part for one in portions], place.parent
+    for one in portions:
+        told.add(one.told)
+    refused = place.with_name(f"{place.name}-refused")
+    shutil.rmtree(refused, ignore_errors=True)
+    if told.fails or not any(told.kept.values()):
+        with machine.folder_aside(refused, "the report") as aside:
+            _report(cfg, portions, told, rules, aside, began)
+        for one in portions:
+            if one.told.fails:
+                shutil.rmtree(one.folder)
+        raise UserError(_refusal(told, refused / "report" / "report.html"))
+    with machine.folder_aside(place, "what was prepared") as aside:
+        sums = assemble.write(portions, aside)
+        _report(cfg, portions, told, rules, aside, began)
+        folders = [*(one.folder for one in (*parts, *held)), *(one.folder for one in portions)]
+        counts = {
+            "rows": told.rows,
+            "kept": told.kept,
+            "files": told.files,
+            "made_from": [str(folder.relative_to(home)) for folder in folders],
+        }
+        (aside / DONE).write_text(json.dumps(counts, indent=1) + "\n")
+        more = [aside / DONE, *(file for file in (aside / "report").rglob("*") if file.is_file())]
+        sealed.seal(
+            aside, sums | {str(file.relative_to(aside)): assemble.sha(file) for file in more}, home / part.DIGESTS
+        )
+    return place
+
+
+def _report(cfg: Config, portions: list[Portion], told: Told, rules: Rules, out: Path, began: float) -> None:
     from synergy.data import page
 
-    aside = place.with_name(f".{place.name}-{os.getpid()}")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        told = assemble.sift(parts, index, rules, aside)
-        refused = place.with_name(f"{place.name}-refused")
-        shutil.rmtree(refused, ignore_errors=True)
-        if told.fails or not any(told.kept.values()):
-            shutil.rmtree(aside / "records")
-            page.write(cfg, parts, told, rules, aside, time.monotonic() - began)
-            aside.rename(refused)
-            raise UserError(_refusal(told, refused / "report" / "report.html"))
-        assemble.write(rules, aside, told)
-        page.write(cfg, parts, told, rules, aside, time.monotonic() - began)
-        counts = {"rows": dict(told.rows), "kept": dict(told.kept), "files": told.files}
-        (aside / DONE).write_text(json.dumps(counts, indent=1) + "\n")
-        aside.rename(place)
-    except OSError as error:
-        raise UserError(f"{place} can't be written ({error.strerror or error}); free space or set run.dir") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    return place
+    page.write(cfg, [one.part for one in portions], told, rules, out, time.monotonic() - began)
+    with (out / "report" / "problems.jsonl").open("wb") as stream:
+        for file in (file for one in portions for file in one.files(portion.PROBLEMS)):
+            stream.write(file.read_bytes())
 
 
 def _refusal(told: Told, page: Path) -> str:
@@ -180,13 +228,6 @@ def _sources(cfg: Config, home: Path) -> list[Source]:
             Source(given.name, path, given.layout, given.columns, given.split, given.subset, media, given.into)
         )
     return found
-
-
-def _against(name: str) -> Source:
-    file = Path(name).expanduser().resolve()
-    if file.suffix not in (".tsv", ".jsonl") or not file.is_file():
-        raise UserError(f"data.against: {name} is no .tsv of a benchmark, nor a .jsonl of records")
-    return Source(file.stem, file, "vlmevalkit" if file.suffix == ".tsv" else "columns")
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from __future__ import annotations
 import base64
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ TAGS = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assis
 class Turn:
     """A question of an RL round: its record, and the beginning of the trace that the policy continues (or '').
 
-    more: what else the row's extra_info brings, the same keys in all rows of a file (synergy/data/within.py).
+    more: what else the row's extra_info brings, the same keys in all rows of a file (synergy/data/within.py). text: ``whole``
+    of the record, if it is at hand.
     """
 
     record: Record
     prefix: str = ""
     more: Mapping[str, str | bool] = field(default_factory=dict)
+    text: str = ""
 
 
 def image_marks(record: Record) -> str:
@@ -49,78 +51,98 @@ def llamafactory(
     """One dataset per split from (record, response, instruction) rows, which are written as they come; images relative to the
     media folder. lossless: each row has its ``record`` too, which LLaMA-Factory leaves alone. Returns rows per split."""
     folder.mkdir(parents=True, exist_ok=True)
-    info, counts = {}, {}
+    counts = {}
     for name, rows in splits.items():
         counts[name] = 0
         with (folder / f"{name}.json").open("w", encoding="utf-8") as stream:
             stream.write("[")
             for record, response, instruction in rows:
-                asked = image_marks(record) + query(record.question, record.choices, instruction)
-                row: dict[str, Any] = {
-                    "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": response}],
-                    "images": list(record.images),
-                }
-                if lossless:
-                    row["record"] = whole(record)
                 stream.write(",\n " if counts[name] else "\n ")
-                stream.write(json.dumps(row, ensure_ascii=False))
+                stream.write(llamafactory_row(record, response, instruction, whole(record) if lossless else ""))
                 counts[name] += 1
             stream.write("\n]\n")
-        columns = {"messages": "messages", "images": "images"}
-        info[name] = {"file_name": f"{name}.json", "formatting": "sharegpt", "columns": columns, "tags": TAGS}
-    (folder / "dataset_info.json").write_text(json.dumps(info, indent=1) + "\n")
+    dataset_info(folder, splits)
     return counts
+
+
+def llamafactory_row(record: Record, response: str, instruction: str | None, text: str = "") -> str:
+    """A row as a line of JSON. text: ``whole`` of the record, to go with it; '': it does not."""
+    asked = image_marks(record) + query(record.question, record.choices, instruction)
+    row: dict[str, Any] = {
+        "messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": response}],
+        "images": list(record.images),
+    }
+    return json.dumps({**row, "record": text} if text else row, ensure_ascii=False)
+
+
+def dataset_info(folder: Path, splits: Iterable[str]) -> None:
+    """What LLaMA-Factory needs to know of ``<split>.json``."""
+    columns = {"messages": "messages", "images": "images"}
+    told = {"formatting": "sharegpt", "columns": columns, "tags": TAGS}
+    info = {name: {"file_name": f"{name}.json", **told} for name in splits}
+    (folder / "dataset_info.json").write_text(json.dumps(info, indent=1) + "\n")
 
 
 def verl(
     path: Path,
     turns: Iterable[Turn],
-    media: Path,
+    media: Path | Callable[[str], bytes],
     instruction: str,
     prefix_rollouts: int | None = None,
     split: str = "train",
     lossless: bool = False,
+    first: int = 0,
 ) -> int:
     """verl's parquet, one row per question in the order RL sees them. Only rollouts of the split train are recorded.
 
     Rows are written as they come, in groups of ``GROUP`` rows or ``GROUP_BYTES`` of images, and pictures as they are: they are
-    compressed already. lossless: each row has its ``record`` too. Returns the number of rows.
+    compressed already. media: the folder of the images, or what gives their bytes; lossless: each row has its ``record`` too;
+    first: the index of the first row. Returns the number of rows.
     """
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
     turns = iter(turns)
-    first = next(turns, None)
-    schema = _verl_schema(lossless, first.more if first else {})
+    first_turn = next(turns, None)
+    schema = _verl_schema(lossless, first_turn.more if first_turn else {})
     options: dict[str, Any] = {
         "compression": {"images.list.element.bytes": "NONE", "prompt.list.element.content": "SNAPPY"},
         "use_dictionary": ["data_source", "reward_model.style", "extra_info.split"],
         "write_statistics": False,
     }
+    read = media if callable(media) else lambda name: (media / name).read_bytes()
     rows: list[dict[str, Any]] = []
+    images: list[list[bytes]] = []
     count = size = 0
     with pq.ParquetWriter(path, schema, **options) as out:
-        for turn in chain([first] if first else [], turns):
-            images = [(media / name).read_bytes() for name in turn.record.images]
-            row = _verl_row(turn, images, count, instruction, prefix_rollouts, split)
-            rows.append({**row, "record": whole(turn.record)} if lossless else row)
-            count, size = count + 1, size + sum(map(len, images))
+        for turn in chain([first_turn] if first_turn else [], turns):
+            images.append([read(name) for name in turn.record.images])
+            row = _verl_row(turn, first + count, instruction, prefix_rollouts, split)
+            rows.append({**row, "record": turn.text or whole(turn.record)} if lossless else row)
+            count, size = count + 1, size + sum(map(len, images[-1]))
             if len(rows) == GROUP or size > GROUP_BYTES:
-                _flush(out, rows, schema)
-                size = 0
-        _flush(out, rows, schema)
+                out.write_table(_group(rows, images, schema))
+                rows, images, size = [], [], 0
+        if rows:
+            out.write_table(_group(rows, images, schema))
     return count
 
 
 GROUP, GROUP_BYTES = 256, 32 << 20
 
 
-def _flush(out: Any, rows: list[dict[str, Any]], schema: Any) -> None:
+def _group(rows: list[dict[str, Any]], images: list[list[bytes]], schema: Any) -> Any:
+    """A table of the rows, with the images that belong to each."""
     import pyarrow as pa
 
-    if rows:
-        out.write_table(pa.Table.from_pylist(rows, schema))
-        rows.clear()
+    flat = [data for some in images for data in some]
+    starts = [0, *accumulate(map(len, images))]
+    cells = pa.StructArray.from_arrays(
+        [pa.array(flat, pa.binary()), pa.nulls(len(flat), pa.string())], ["bytes", "path"]
+    )
+    column = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), cells)
+    table = pa.Table.from_pylist(rows, schema.remove(schema.get_field_index("images")))
+    return table.add_column(schema.get_field_index("images"), "images", column).cast(schema)
 
 
 def _verl_schema(lossless: bool, more: Mapping[str, str | bool]) -> Any:
@@ -148,16 +170,13 @@ def _verl_schema(lossless: bool, more: Mapping[str, str | bool]) -> Any:
     return pa.schema({**fields, "record": text} if lossless else fields)
 
 
-def _verl_row(
-    turn: Turn, images: Sequence[bytes], index: int, instruction: str, prefix_rollouts: int | None, split: str
-) -> dict[str, Any]:
+def _verl_row(turn: Turn, index: int, instruction: str, prefix_rollouts: int | None, split: str) -> dict[str, Any]:
     record = turn.record
     return {
         "data_source": "synergy",
         "prompt": [
             {"role": "user", "content": image_marks(record) + query(record.question, record.choices, instruction)}
         ],
-        "images": [{"bytes": data, "path": None} for data in images],
         "reward_model": {"style": "rule", "ground_truth": record.answer},
         "extra_info": {
             "id": record.id,

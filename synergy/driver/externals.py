@@ -48,7 +48,7 @@ def resolve(
     for bench in cfg.evaluate.benchmarks:
         name = blocks.tagged_input(bench)
         if bench.tagged and (wanted is None or name in wanted):
-            found[name] = _tagged(bench, bench.tagged, cache, fetch)
+            found[name] = tagged(bench, bench.tagged, cache, fetch)
         if bench.levels and (wanted is None or blocks.levels_input(bench) in wanted):
             found[blocks.levels_input(bench)] = _levels(bench, bench.levels, cache)
     return found
@@ -109,7 +109,8 @@ def model(name: str, revision: str | None, key: str, cache: Path | None = None, 
     return _hub(name, revision, fetch, Wanted(f"{key}.path", f"{key}.revision", "model"))
 
 
-def _tagged(bench: Benchmark, name: str, cache: Path | None, fetch: bool) -> External:
+def tagged(bench: Benchmark, name: str, cache: Path | None, fetch: bool) -> External:
+    """The folder of a published benchmark, or of its commit in the hub's cache. Raises UserError for what is neither."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return External(folder.resolve(), identity.digest(folder, cache))

@@ -110,20 +110,29 @@ def fingerprint(path: Path) -> str:
 def digest(path: Path, cache: Path | None = None) -> str:
     """Content digest of a file or folder, read with several threads, remembered in ``cache`` by fingerprint."""
     mark = fingerprint(path)
-    known: dict[str, str] = {}
-    if cache is not None and cache.exists():
-        try:
-            known = json.loads(cache.read_text())
-        except (ValueError, RecursionError):
-            known = {}
-        if mark in known:
-            return known[mark]
+    known = _known(cache)
+    if mark in known:
+        return known[mark]
     value = _content(path, mark)
-    if cache is not None and os.access(cache.parent, os.W_OK):
-        aside = cache.with_suffix(f".{os.getpid()}")
-        aside.write_text(json.dumps({**known, mark: value}))
-        os.replace(aside, cache)
+    if cache is not None:
+        remember(cache, mark, value)
     return value
+
+
+def remember(cache: Path, mark: str, value: str) -> None:
+    """That what has this fingerprint has this digest, if the cache can be written."""
+    if os.access(cache.parent, os.W_OK):
+        aside = cache.with_suffix(f".{os.getpid()}")
+        aside.write_text(json.dumps({**_known(cache), mark: value}))
+        os.replace(aside, cache)
+
+
+def _known(cache: Path | None) -> dict[str, str]:
+    try:
+        found = json.loads(cache.read_text()) if cache is not None else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @functools.cache

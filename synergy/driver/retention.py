@@ -11,6 +11,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -23,6 +24,8 @@ from synergy.errors import UserError
 
 POLICIES = ("all", "final")
 """Of ``run.keep``; keep.py applies them."""
+DATA = "data"
+"""Below the run directory: what ``synergy data prepare`` keeps."""
 TRASH = ".trash-"
 NOTE = "pruned.json"
 """In the folder of a stage whose checkpoint was let go: of which content it was, and when."""
@@ -54,6 +57,10 @@ def leftovers(root: Path, entries: Mapping[str, Entry]) -> list[Item]:
     """What no stage needs any more, whatever recipes are still to come. Unfinished stages are not among it: they continue."""
     found = [Item(p, "left by a driver that was killed") for p in _below(root) if p.name.startswith(_ASIDE)]
     found += [Item(p, "a report that was never finished") for p in _below(root / "reports") if p.name.startswith(".")]
+    data = root / DATA
+    for folder in (data, data / "parts", data / "portions", data / "benchmarks"):
+        found += [Item(p, "left by a preparation that was killed") for p in _folders(folder) if p.name.startswith(".")]
+    found += [Item(p, "the report on data that were refused") for p in _folders(data) if p.name.endswith("-refused")]
     finished = {root / entry.output for entry in entries.values()}
     for folder in _below(root / "stages"):
         for path in _below(folder):
@@ -69,13 +76,26 @@ def leftovers(root: Path, entries: Mapping[str, Entry]) -> list[Item]:
 
 
 def unfinished(root: Path, entries: Mapping[str, Entry]) -> list[Item]:
-    """Stages that were begun and are not in the ledger."""
+    """Stages that were begun and are not in the ledger, and what was read of data and is in no prepared folder."""
     finished = {(root / entry.output).parent for entry in entries.values()}
-    return [
+    found = [
         Item(p, "begun and not finished; its recipe would continue it")
         for p in _below(root / "stages")
         if p not in finished
     ]
+    used = {root / DATA / name for file in (root / DATA).glob("*/prepared.json") for name in _made_from(file)}
+    for kind in ("parts", "portions"):
+        spare = [p for p in _folders(root / DATA / kind) if p not in used and not p.name.startswith(".")]
+        found += [Item(p, "read, and in no prepared data; synergy data prepare would use it again") for p in spare]
+    return found
+
+
+def _made_from(file: Path) -> list[str]:
+    """What ``synergy data prepare`` says that a folder was made from."""
+    try:
+        return [str(name) for name in json.loads(file.read_text(encoding="utf-8"))["made_from"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def unneeded(root: Path, entries: Mapping[str, Entry], needed: Collection[str]) -> list[Item]:
@@ -100,18 +120,17 @@ def freed(items: Sequence[Item]) -> int:
 
 
 def remove(root: Path, items: Sequence[Item]) -> None:
-    """Deletes them. Raises UserError while a driver works there."""
-    lock = FileLock(root / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise UserError(
-            f"a driver works in {root}: nothing was deleted; wait for it (synergy status {root})"
-        ) from error
-    try:
+    """Deletes them. Raises UserError while a driver works there, or data are prepared."""
+    with ExitStack() as held:
+        for folder, what in ((root, "a driver works"), (root / DATA, "data are prepared")):
+            if folder.is_dir():
+                try:
+                    held.enter_context(FileLock(folder / ".lock", timeout=0))
+                except Timeout as error:
+                    raise UserError(
+                        f"{what} in {root}: nothing was deleted; wait for it (synergy status {root})"
+                    ) from error
         take(root, items)
-    finally:
-        lock.release()
 
 
 def take(root: Path, items: Sequence[Item]) -> None:
@@ -165,6 +184,10 @@ def _remove(root: Path, path: Path) -> None:
 
 def _below(folder: Path) -> list[Path]:
     return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in _below(folder) if path.is_dir()]
 
 
 def _files(path: Path) -> list[Path]:

@@ -6,8 +6,6 @@ import base64
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from synergy.errors import UserError
+from synergy import machine
 from synergy.report import tables
 
 TEMPLATES, STATIC = Path(__file__).parent / "templates", Path(__file__).parent / "static"
@@ -26,17 +24,9 @@ SCRIPTS = ("tables.js", "explorer.js")
 def publish(place: Path, fill: Callable[[Path], None], way_out: str = "free space or set run.dir") -> Path:
     """Fills a folder aside and puts it in its place; returns the page. Raises UserError where it can't be written, with the
     way out."""
-    aside = place.with_name(f".{place.name}-{os.getpid()}")
-    try:
-        shutil.rmtree(aside, ignore_errors=True)
-        (aside / "figures").mkdir(parents=True)
+    with machine.folder_aside(place, "the report", way_out) as aside:
+        (aside / "figures").mkdir()
         fill(aside)
-        shutil.rmtree(place, ignore_errors=True)
-        aside.rename(place)
-    except OSError as error:
-        raise UserError(f"the report can't be written to {place}: {error.strerror or error}; {way_out}") from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return place / "report.html"
 
 

@@ -1,7 +1,7 @@
 """Images wherever a row keeps them: bytes, {bytes, path} structs, base64, files below a folder, members of a zip file.
 
-Bytes go through as they are. Each image is opened once: its whole stream is decoded (of a JPEG at an eighth of its size, which
-decodes as much of the stream in a fraction of the time), and a perceptual hash is taken from what comes out.
+Bytes go through as they are. Each image is decoded once at most: of a JPEG that is whole by its markers only the beginning
+(``jpeg``), unless its perceptual hash is asked for; then it is decoded at down to an eighth of its size.
 """
 
 from __future__ import annotations
@@ -22,15 +22,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
+from synergy.data import untrusted
+from synergy.data.readers import jpeg
+
+FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 """Formats that are opened, and their suffix. Others run programs (EPS) or are no pictures that the frameworks read."""
+OPENED = tuple(name for name in FORMATS if name != "MPO")  # which Pillow finds in what it opens as JPEG
 MOST_BYTES = 64 << 20
 MOST_PIXELS = 50_000_000
 """Of an image: a page of A3 at 400 dpi has 31 million."""
 MOST_RATIO = 200
 """Of a zip member's size to what it takes in the archive, and of an image's longer side to the shorter (Qwen2-VL's limit)."""
-SIDE = 16
-"""The hash compares SIDE x SIDE pairs of neighbours."""
+SIDE, BITS = 64, 256
+"""Pixels of a side from which the perceptual hash is made, and its length."""
 
 
 class Unreadable(ValueError):
@@ -43,7 +47,7 @@ class Unsafe(ValueError):
 
 @dataclass(frozen=True)
 class Seen:
-    """name: ``images/ab/<SHA-256>.png``. hash: perceptual, in hexadecimal digits."""
+    """name: ``images/ab/<SHA-256>.png``. hash: perceptual, in hexadecimal digits; '' where it was not asked for."""
 
     name: str
     width: int
@@ -88,19 +92,18 @@ def place(name: str, media: Path) -> Path:
     """The file that a name or file:// address means. Raises Unsafe unless it lies below the media folder, links followed."""
     if name.startswith("file://"):
         name = urllib.parse.unquote(name.removeprefix("file://"))
-    if "://" in name[:12]:
-        raise Unsafe(f"{name[:80]!r} is an address: fetch the images and set media to their folder")
     if "\0" in name or len(name) > 4096:
         raise Unsafe("its name is no file name")
-    file = Path(os.path.realpath(media / name))
-    if not file.is_relative_to(_real(media)):
-        raise Unsafe(f"{name!r} leaves the media folder {media}; set media to the folder that holds it")
-    return file
-
-
-@functools.cache
-def _real(media: Path) -> Path:
-    return Path(os.path.realpath(media))
+    below = name
+    if os.path.isabs(name):  # published sets may name their images so; records never do
+        root = next((root for root in (str(media), untrusted.real(media)) if name.startswith(f"{root}/")), None)
+        below = os.path.relpath(name, root) if root else name
+    try:
+        return untrusted.inside(media, os.path.normpath(below))
+    except ValueError as error:
+        raise Unsafe(
+            f"{name[:80]!r} {error} (media: {media}); set media to the folder that holds the images"
+        ) from error
 
 
 def _bounded(found: bytes) -> bytes:
@@ -135,49 +138,76 @@ def _member(path: Path, name: str) -> bytes:
     return _bounded(found)
 
 
-def look(found: bytes) -> Seen:
-    """Decodes an image. Raises Unreadable or Unsafe."""
+def look(found: bytes, hashed: bool = True) -> Seen:
+    """Looks whether an image can be decoded; hashed: takes its perceptual hash too. Raises Unreadable or Unsafe."""
+    width, height, suffix, mark = _looked(found, hashed)
+    digest = hashlib.sha256(found).hexdigest()
+    return Seen(f"images/{digest[:2]}/{digest}.{suffix}", width, height, mark)
+
+
+def perceptual(found: bytes) -> str:
+    """The perceptual hash of an image that was looked at before."""
+    return _looked(found, True)[3]
+
+
+def _looked(found: bytes, hashed: bool) -> tuple[int, int, str, str]:
     from PIL import Image
 
+    told = None if hashed or found[:2] != b"\xff\xd8" else jpeg.whole(found)
+    if told is not None:
+        _bound(told.width, told.height)
+        if told.head in _decoded:
+            return told.width, told.height, FORMATS["JPEG"], ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit below is lower
-            with Image.open(io.BytesIO(found), formats=tuple(FORMATS)) as picture:
+            with Image.open(io.BytesIO(told.sample if told else found), formats=OPENED) as picture:
                 width, height = picture.size
-                if width * height > MOST_PIXELS:
-                    raise Unsafe(f"has {width}x{height} pixels, more than {MOST_PIXELS:,}")
-                if max(width, height) > MOST_RATIO * min(width, height):
-                    raise Unreadable(f"is {width}x{height}: one side is more than {MOST_RATIO} times the other")
+                _bound(width, height)
                 suffix = FORMATS[str(picture.format)]
-                if min(width, height) >= 8 * (SIDE + 1):
-                    picture.draft("L", (width // 8, height // 8))
+                picture.draft("L", (SIDE, SIDE))
                 picture.load()
-                small = picture.convert("L").resize((SIDE + 1, SIDE), Image.Resampling.BOX)
+                grey = picture.convert("L").resize((SIDE, SIDE), Image.Resampling.LANCZOS) if hashed else None
     except (Unsafe, Unreadable):
         raise
     except Image.DecompressionBombError as error:
         raise Unsafe(f"is a decompression bomb ({error})") from error
     except Exception as error:  # whatever a damaged picture makes the decoder raise
         raise Unreadable(f"can't be opened ({error})") from error
-    digest = hashlib.sha256(found).hexdigest()
-    return Seen(f"images/{digest[:2]}/{digest}.{suffix}", width, height, _hash(small.tobytes()))
+    if told is not None and len(_decoded) < 1000:
+        _decoded.add(told.head)
+    return width, height, suffix, _hash(grey.tobytes()) if grey is not None else ""
+
+
+_decoded: set[bytes] = set()
+"""Heads of JPEGs that could be decoded."""
+
+
+def _bound(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise Unsafe(f"has {width}x{height} pixels, more than {MOST_PIXELS:,}")
+    if max(width, height) > MOST_RATIO * min(width, height):
+        raise Unreadable(f"is {width}x{height}: one side is more than {MOST_RATIO} times the other")
 
 
 def _hash(grey: bytes) -> str:
-    """dHash, with a bit for "darker to the right" and one for "lighter": in flat parts, of which diagrams mostly consist,
-    neither is set, and noise of compression sets none. Five lines, so that no library is needed beside numpy."""
+    """pHash, as the library imagehash makes it: whether each of the 16 x 16 lowest frequencies is over their median. Zeros for
+    a picture of one colour, which has none."""
     import numpy as np
+    from scipy.fft import dctn
 
-    pixels = np.frombuffer(grey, np.uint8).reshape(SIDE, SIDE + 1).astype(np.int16)
-    step = np.diff(pixels, axis=1)
-    return np.packbits(np.concatenate([(step < -4).ravel(), (step > 4).ravel()])).tobytes().hex()
+    pixels = np.frombuffer(grey, np.uint8).reshape(SIDE, SIDE).astype(np.float32)
+    low = dctn(pixels)[:16, :16].ravel()
+    low[0] = 0  # how bright it is on the whole
+    found = low > np.median(low) if pixels.std() >= 1 else np.zeros(BITS, bool)
+    return np.packbits(found).tobytes().hex()
 
 
 def enlarged(found: bytes, least: int) -> bytes:
     """The image as PNG, each side at least ``least`` pixels."""
     from PIL import Image
 
-    with Image.open(io.BytesIO(found), formats=tuple(FORMATS)) as picture:
+    with Image.open(io.BytesIO(found), formats=OPENED) as picture:
         scale = least / min(picture.size)
         size = tuple(max(least, round(side * scale)) for side in picture.size)
         out = io.BytesIO()
@@ -188,7 +218,12 @@ def enlarged(found: bytes, least: int) -> bytes:
 def keep(found: bytes, seen: Seen, folder: Path) -> None:
     """Writes an image under its name, unless it is there or being written by another process. A folder that is left behind
     half-written is the caller's to throw away."""
-    target = os.path.join(folder, seen.name)
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    with suppress(FileExistsError), open(target, "xb") as stream:
-        stream.write(found)
+    target = f"{folder}/{seen.name}"
+    with suppress(FileExistsError):
+        try:
+            file = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileNotFoundError:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            file = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with open(file, "wb", buffering=0) as stream:
+            stream.write(found)
