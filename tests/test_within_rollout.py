@@ -20,8 +20,8 @@ def _plugins_importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_which_rows_stay() -> None:
-    from verl_within_rollout import Row as Seen
-    from verl_within_rollout import places
+    from verl_within_rows import Row as Seen
+    from verl_within_rows import places
 
     def seen(*accs: float | None, trace: bool = True, given: int = 0) -> list[Any]:
         return [Seen(acc, acc or 0.1, 5, given, trace) for acc in accs]
@@ -44,7 +44,7 @@ def test_which_rows_stay() -> None:
 def test_a_trace_has_the_positions_that_verl_would_give_it() -> None:
     from PIL import Image
     from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
-    from verl_within_rollout import trace_row
+    from verl_within_rows import trace_row
 
     processor = AutoProcessor.from_pretrained(lab.BASE)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(lab.BASE).model

@@ -86,10 +86,10 @@ def log_probs(model: Any, rows: Sequence[Row]) -> Any:
     return torch.nested.as_nested_tensor(found, layout=torch.jagged)
 
 
-def algorithm(baseline: str = "group", copies: int = N) -> Any:
+def algorithm(baseline: str = "group", copies: int = N, weight: float = WEIGHT) -> Any:
     from omegaconf import OmegaConf
 
-    told = {"sft_weight": WEIGHT, "copies": copies, "baseline": baseline}
+    told = {"sft_weight": weight, "copies": copies, "baseline": baseline}
     return OmegaConf.create({"norm_adv_by_std_in_grpo": True, "within_step": told})
 
 

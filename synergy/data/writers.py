@@ -80,18 +80,21 @@ def verl(
     prefix_rollouts: int | None = None,
     split: str = "train",
     lossless: bool = False,
+    rollouts: int | None = None,
 ) -> int:
     """verl's parquet, one row per question in the order RL sees them. Only rollouts of the split train are recorded.
 
     Rows are written as they come, in groups of ``GROUP`` rows or ``GROUP_BYTES`` of images, and pictures as they are: they are
-    compressed already. lossless: each row has its ``record`` too. Returns the number of rows.
+    compressed already. lossless: each row has its ``record`` too. rollouts: how many verl generates of each question, in
+    place of its rollout.n. Returns the number of rows.
     """
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
     turns = iter(turns)
     first = next(turns, None)
-    schema = _verl_schema(lossless, first.more if first else {})
+    schema = _verl_schema(lossless, first.more if first else {}, rollouts)
+    own = {} if rollouts is None else {ROLLOUTS: rollouts}
     options: dict[str, Any] = {
         "compression": {"images.list.element.bytes": "NONE", "prompt.list.element.content": "SNAPPY"},
         "use_dictionary": ["data_source", "reward_model.style", "extra_info.split"],
@@ -102,7 +105,7 @@ def verl(
     with pq.ParquetWriter(path, schema, **options) as out:
         for turn in chain([first] if first else [], turns):
             images = [(media / name).read_bytes() for name in turn.record.images]
-            row = _verl_row(turn, images, count, instruction, prefix_rollouts, split)
+            row = _verl_row(turn, images, count, instruction, prefix_rollouts, split) | own
             rows.append({**row, "record": whole(turn.record)} if lossless else row)
             count, size = count + 1, size + sum(map(len, images))
             if len(rows) == GROUP or size > GROUP_BYTES:
@@ -113,6 +116,8 @@ def verl(
 
 
 GROUP, GROUP_BYTES = 256, 32 << 20
+ROLLOUTS = "__rollout_n__"
+"""verl's column of how many rollouts a row has (trainer/ppo/v1/agent_loop_tq.py)."""
 
 
 def _flush(out: Any, rows: list[dict[str, Any]], schema: Any) -> None:
@@ -123,7 +128,7 @@ def _flush(out: Any, rows: list[dict[str, Any]], schema: Any) -> None:
         rows.clear()
 
 
-def _verl_schema(lossless: bool, more: Mapping[str, str | bool]) -> Any:
+def _verl_schema(lossless: bool, more: Mapping[str, str | bool], rollouts: int | None = None) -> Any:
     import pyarrow as pa
 
     text, number = pa.string(), pa.int64()
@@ -145,6 +150,7 @@ def _verl_schema(lossless: bool, more: Mapping[str, str | bool]) -> Any:
             }
         ),
     }
+    fields |= {} if rollouts is None else {ROLLOUTS: number}
     return pa.schema({**fields, "record": text} if lossless else fields)
 
 
