@@ -26,7 +26,7 @@ def _plugins_importable() -> Any:
 
 
 class Run:
-    """verl's part: a checkpoint every so many steps, the newest few kept; what each step found and used, as the weights know it."""
+    """verl's part: a checkpoint every so many steps, the newest kept; what each step found and used, as the weights know it."""
 
     def __init__(self, folder: Path, every: int, size: int) -> None:
         self.folder, self.every, self.size = folder, every, size
