@@ -271,9 +271,14 @@ def _metrics(job: Job) -> Iterator[tuple[int, dict[str, float]]]:
             for name, value in row["data"].items():
                 figures |= {ours: value for ours, start in VALIDATION.items() if name.startswith(start)}
             figures |= within_step.figures(row["data"])
-            if figures := {ours: value for ours, value in figures.items() if not math.isnan(value)}:
+            if figures := {ours: value for ours, value in figures.items() if _number(value)}:
                 found[int(row["step"])] = figures
     yield from sorted(found.items())
+
+
+def _number(value: float | None) -> bool:
+    """Whether a step has the figure; verl's file has null for not a number."""
+    return value is not None and not math.isnan(value)
 
 
 def progress(job: Job) -> Progress | None:
