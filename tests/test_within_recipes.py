@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from test_conformance import pythons
 from test_rounds import build, counts, ten_questions
 from test_strategies import plan
 
@@ -19,6 +23,8 @@ from synergy.errors import UserError
 from synergy.stages import rl, within_step
 
 STEP = "recipe.granularity=step"
+NAME = "within_step"
+PROGRAM = paths.ROOT / "launch/plugins/verl_config.py"
 
 
 def test_a_recipe_by_steps_is_one_stage_of_rl() -> None:
@@ -34,13 +40,49 @@ def test_a_recipe_by_steps_is_one_stage_of_rl() -> None:
     assert other["passes"] == plan("progressive")["passes"], "shared with the rounds"
 
 
+def test_the_ablation_by_steps_is_a_row_more_of_each_question() -> None:
+    stages = plan("ablation/interleaved_step_all")
+    assert stages["traced"].settings["within_step"] == {"rollouts": 8}
+    setting = stages["interleaved"].settings
+    assert setting["within_step"]["every"] and setting["within_step"]["copies"] == 1
+    assert setting["verl"]["actor_rollout_ref"]["rollout"]["n"] == 8
+    told = within_step.verl_overrides(setting, Path("model"), Path("work"))
+    assert told["actor_rollout_ref.rollout.n"] == 9 and told["++trainer.v1.sampler.sampler_kwargs.every"] is True
+
+
+def test_the_papers_settings_hold_by_steps() -> None:
+    """verl's own configuration composes with the recipe's keys and the plug-ins', and none of ours replaces one of the paper's
+    but rollout.n, which counts the trace."""
+    words = ["scale=qwen2_5_vl_3b", "data.source=/data", "model.revision=main", STEP]
+    words += ["evaluate.benchmarks=[{name: B, records: b.jsonl, kind: open}]"]
+    for recipe, more in (("interleaved", []), ("interleaved", ["recipe.sft_on=all"]), ("progressive", [])):
+        stage = plan(recipe, *words, *more)[recipe]
+        rl.check(stage, pythons())
+        told = within_step.verl_overrides(stage.settings, Path("/model"), Path("/work"))
+        argv = rl.overrides(stage.settings) + [rl.override(key, value) for key, value in told.items()]
+        done = subprocess.run(
+            [sys.executable, str(PROGRAM), *argv], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": "."}
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        made = yaml.safe_load(done.stdout)
+        actor, rollout = (made["actor_rollout_ref"][part] for part in ("actor", "rollout"))
+        assert (made["data"]["train_batch_size"], actor["ppo_mini_batch_size"], actor["kl_loss_coef"]) == (
+            128,
+            64,
+            0.005,
+        )
+        assert (actor["optim"]["lr"], rollout["n"], made["algorithm"]["adv_estimator"]) == (1e-6, 8 + bool(more), NAME)
+        assert (actor["policy_loss"]["loss_mode"], made["algorithm"]["rollout_correction"]) == (NAME, None)
+        assert 64 * rollout["n"] % 8 == 0, "mini-batches of eight GPUs"
+
+
 def test_plain_rl_keeps_its_key_and_each_knob_makes_another() -> None:
     settings = dict(plan("interleaved", STEP)["interleaved"].settings)
     known = rl.identity(settings)
     assert rl.identity({k: v for k, v in settings.items() if k != "within_step"}) == rl.identity(
         plan("rl")["rl"].settings
     )
-    for knob in ("sft_weight=2", "pass_rate=0.5", "trace_counts=one"):
+    for knob in ("sft_weight=2", "pass_rate=0.5", "trace_counts=one", "sft_on=all", "sft_buffer=8"):
         assert rl.identity(plan("interleaved", STEP, f"recipe.{knob}")["interleaved"].settings) != known
 
 
@@ -55,7 +97,19 @@ def test_plain_rl_keeps_its_key_and_each_knob_makes_another() -> None:
         ("interleaved", ["rl.verl.actor_rollout_ref.actor.strategy=megatron"], r"strategy=megatron.*fsdp or fsdp2"),
         ("interleaved", ["+rl.verl.trainer.v1.trainer_mode=separate_async"], r"trainer_mode=separate_async"),
         ("interleaved", ["rl.verl.trainer.v1.sampler.custom_sampler.name=Mine"], r"custom_sampler\.name=Mine"),
-        ("interleaved", ["recipe.sft_on=all"], r"sft_on=all is only there by rounds"),
+        (
+            "interleaved",
+            ["+rl.verl.algorithm.rollout_correction.rollout_is=token"],
+            r"rollout_correction\.rollout_is=token",
+        ),
+        ("interleaved", ["recipe.sft_on=none"], r"sft_on='none' is one of zero_pass, all"),
+        (
+            "interleaved",
+            ["recipe.sft_on=all", "recipe.sft_buffer=4"],
+            r"sft_on=all gives every question.*sft_buffer at 0",
+        ),
+        ("interleaved", ["recipe.sft_on=all", "recipe.pass_rate=0.5"], r"leave recipe\.pass_rate"),
+        ("interleaved", ["recipe.sft_buffer=-1"], r"sft_buffer=-1"),
         ("interleaved", ["recipe.pass_rate=1"], r"pass_rate=1"),
         ("interleaved", ["recipe.trace_counts=two"], r"trace_counts='two'"),
         ("interleaved", ["recipe.sft_weight=0"], r"recipe=rl"),
@@ -94,6 +148,11 @@ def test_rows_bring_their_traces(tmp_path: Path, questions: Path) -> None:
         1,
         0,
     )
+    assert "__rollout_n__" not in pq.read_table(out / "rl/train.parquet").column_names
+    _, more = built(tmp_path / "all", questions, within_step={"rollouts": 8})
+    assert set(pq.read_table(more / "rl/train.parquet")["__rollout_n__"].to_pylist()) == {8} and rows_of(
+        more
+    ) == rows_of(out)
     built(tmp_path / "rl", questions, part="round", prefix=0.0)
     order = [json.loads((tmp_path / name / "out/order.json").read_text()) for name in ("one", "rl")]
     assert order[0] == order[1], "plain RL's order"
@@ -121,6 +180,10 @@ def test_without_a_trace_that_fits_it_is_one_message(
 
 
 def test_figures_of_a_step_are_told() -> None:
+    whole = within_step.figures({"synergy/prefix": 1.0})
+    assert math.isnan(whole["reward"]) and math.isnan(whole["length"]), (
+        "what verl means over the traces is told as nothing"
+    )
     data = {"synergy/reward": 0.5, "synergy/zero_pass": 0.25, "actor/sft_nll": 6.0, "actor/sft_tokens": 3.0, "x": 1}
     assert within_step.figures(data) == {"reward": 0.5, "zero_pass": 0.25, "sft_loss": 2.0}
     assert within_step.figures({"critic/score/mean": 1.0}) == {}

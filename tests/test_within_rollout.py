@@ -20,8 +20,8 @@ def _plugins_importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_which_rows_stay() -> None:
-    from verl_within_rollout import Row as Seen
-    from verl_within_rollout import places
+    from verl_within_rows import Row as Seen
+    from verl_within_rows import places
 
     def seen(*accs: float | None, trace: bool = True, given: int = 0) -> list[Any]:
         return [Seen(acc, acc or 0.1, 5, given, trace) for acc in accs]
@@ -44,7 +44,7 @@ def test_which_rows_stay() -> None:
 def test_a_trace_has_the_positions_that_verl_would_give_it() -> None:
     from PIL import Image
     from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
-    from verl_within_rollout import trace_row
+    from verl_within_rows import trace_row
 
     processor = AutoProcessor.from_pretrained(lab.BASE)
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(lab.BASE).model
@@ -66,6 +66,34 @@ def test_a_trace_has_the_positions_that_verl_would_give_it() -> None:
     assert torch.equal(made["position_ids"], positions(torch.cat([prompt, torch.tensor(ids)])))
     assert made["input_ids"][-5:].tolist() == ids and made["loss_mask"].tolist() == [4] * 5
     assert not made["response_mask"].any() and row["uid"] == "u"
+
+
+def test_an_empty_row_is_short_and_has_a_picture_where_others_have() -> None:
+    from PIL import Image
+    from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+    from verl_within_rows import EMPTY_TOKENS, empty_row
+
+    processor = AutoProcessor.from_pretrained(lab.BASE)
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(lab.BASE)
+    text = "<|vision_start|><|image_pad|><|vision_end|>7?"
+    found = processor(text=[text], images=[Image.new("RGB", (140, 56))], return_tensors="pt")
+    ids = found["input_ids"][0]
+    seen = {"pixel_values": found["pixel_values"], "image_grid_thw": found["image_grid_thw"], "images_seqlens": ids[:1]}
+    row = {"prompts": ids, "position_ids": torch.zeros(4, len(ids) + 2), "multi_modal_inputs": seen, "uid": "u"}
+    made = empty_row(row, {}, 0, model.config)
+    assert [len(made[name]) for name in ("input_ids", "prompts", "responses")] == [EMPTY_TOKENS, EMPTY_TOKENS - 1, 1]
+    assert (
+        made["position_ids"].shape == (4, EMPTY_TOKENS)
+        and not made["response_mask"].any()
+        and not made["loss_mask"].any()
+    )
+    pictures = made["multi_modal_inputs"]
+    assert pictures.keys() == seen.keys() and pictures["pixel_values"].shape[1] == seen["pixel_values"].shape[1]
+    given = {name: pictures[name] for name in ("pixel_values", "image_grid_thw")}
+    out = model(input_ids=made["input_ids"][None], position_ids=made["position_ids"][:, None], **given)
+    assert out.logits.shape[1] == EMPTY_TOKENS, "as many tokens as the picture has"
+    plain = empty_row({**row, "multi_modal_inputs": {}}, {}, 0, model.config)
+    assert plain["multi_modal_inputs"] == {} and not (plain["input_ids"] == model.config.image_token_id).any()
 
 
 class _Loop:

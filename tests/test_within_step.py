@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -86,10 +88,10 @@ def log_probs(model: Any, rows: Sequence[Row]) -> Any:
     return torch.nested.as_nested_tensor(found, layout=torch.jagged)
 
 
-def algorithm(baseline: str = "group", copies: int = N) -> Any:
+def algorithm(baseline: str = "group", copies: int = N, weight: float = WEIGHT) -> Any:
     from omegaconf import OmegaConf
 
-    told = {"sft_weight": WEIGHT, "copies": copies, "baseline": baseline}
+    told = {"sft_weight": weight, "copies": copies, "baseline": baseline}
     return OmegaConf.create({"norm_adv_by_std_in_grpo": True, "within_step": told})
 
 
@@ -216,6 +218,19 @@ def test_with_traces_alone_it_is_sft_times_the_weight(models: tuple[Any, Any], m
     same(ours, sft(models[0], [row for row in rows if row.uid.startswith("sft")], mode != "token-mean"), WEIGHT)
 
 
+@pytest.mark.parametrize("mode", MODES[:2])
+def test_a_trace_beside_its_rollouts_is_one_row_more(models: tuple[Any, Any], mode: str) -> None:
+    """sft_on=all: the mean over GRPO's rows or tokens and the trace's, as GRPO alone and SFT alone have them."""
+    own, shown = rollouts("a", [1, 0, 0.1, 1]), trace("b", 7)[:1]
+    shown = [dataclasses.replace(shown[0], count=[1] * 7)]
+    _, both = loss(models, [*own, *shown], "within_step", mode, copies=1)
+    _, grpo = loss(models, own, "grpo", mode)
+    alone = sft(models[0], shown, mode != "token-mean")
+    generated, traced = (sum(len(row.response) for row in own), 7) if mode == "token-mean" else (N, 1)
+    wanted = {k: (generated * grpo[k] + traced * WEIGHT * alone[k]) / (generated + traced) for k in both}
+    same(both, wanted)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_two_ranks_make_the_gradient_of_one(models: tuple[Any, Any], mode: str) -> None:
     rows = [*rollouts("a", [1, 0, 0, 1]), *trace("b", 9), *rollouts("c", [1, 0, 1, 1], given=3)]
@@ -265,29 +280,69 @@ def test_baselines_of_mixed_groups() -> None:
 # What verl must keep ------------------------------------------------------------------------------------------------
 
 RELIED_UPON = {
-    "verl.trainer.ppo.core_algos": ("agg_loss", "compute_grpo_outcome_advantage", "compute_policy_loss_vanilla"),
+    "verl.trainer.ppo.core_algos": (
+        "agg_loss",
+        "compute_grpo_outcome_advantage",
+        "compute_policy_loss_vanilla",
+        "register_adv_est",
+        "register_policy_loss",
+    ),
     "verl.trainer.ppo.ray_trainer": ("compute_advantage",),
     "verl.trainer.ppo.v1.utils": ("compute_advantage_for_multi_trajectories",),
     "verl.workers.utils.losses": ("ppo_loss",),
     "verl.workers.utils.padding": ("response_to_nested", "no_padding_2_padding"),
     "verl.trainer.ppo.padding_utils": ("construct_minimal_padding_template", "upsample_batch_to_divisible_size"),
     "verl.trainer.ppo.v1.trainer_base": (
+        "PPOTrainer.fit",
         "PPOTrainer._build_replay_buffer",
+        "PPOTrainer._load_checkpoint",
+        "PPOTrainer._save_checkpoint",
+        "PPOTrainer._get_required_batch_multiple",
+        "PPOTrainer._compute_old_log_prob",
+        "PPOTrainer._compute_ref_log_prob",
         "PPOTrainer._step_once",
         "PPOTrainer._balance_batch",
         "PPOTrainer._compute_advantage",
         "PPOTrainer._update_actor",
         "PPOTrainer._compute_metrics",
     ),
-    "verl.trainer.ppo.v1.replay_buffer": ("ReplayBuffer.sample", "ReplayBuffer._materialize_batch"),
+    "verl.trainer.ppo.v1.replay_buffer": (),
     "verl.trainer.ppo.v1.agent_loop_tq": (),
     "verl.experimental.agent_loop.single_turn_agent_loop": ("SingleTurnAgentLoop.run",),
-    "verl.experimental.agent_loop.agent_loop": ("AgentLoopOutput.as_dict",),
+    "verl.experimental.agent_loop.agent_loop": (
+        "AgentLoopOutput.as_dict",
+        "AgentLoopBase.ct_build_initial_tokens",
+        "AgentLoopWorker._compute_score",
+        "AgentLoopWorker._compute_multi_modal_inputs",
+    ),
+    "verl.models.transformers.qwen2_vl": ("_get_input_embeds",),
+    "verl.utils.import_utils": ("load_extern_type",),
+    "verl.utils.tensordict_utils": ("list_of_dict_to_tensordict",),
+    "verl.workers.engine_workers": ("TrainingWorker.train_mini_batch",),
+    "verl.workers.rollout.replica": ("TokenOutput",),
+    "transfer_queue": ("KVBatchMeta", "kv_batch_get", "kv_batch_put", "kv_clear"),
     "verl.workers.engine.fsdp.transformer_impl": ("FSDPEngine.forward_backward_batch",),
 }
-"""Functions (without any: the whole file) whose behaviour the plug-ins build on."""
-DIGEST = "77c1cafa3cb1ce8d"
-"""Of the sources above, in verl 0.9.1."""
+"""Functions and classes (without any: the whole file) whose behaviour the plug-ins build on."""
+DIGEST = "e5b7aa58eaa0fe04"
+"""Of the sources above, in verl 0.9.1 and TransferQueue 0.1.11."""
+
+
+def test_every_hook_of_the_plug_ins_is_watched() -> None:
+    used = set()
+    for file in PLUGINS.glob("verl_within_*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in ("verl", "transfer_queue"):
+                used |= {(node.module, name.name) for name in node.names}
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "tq":
+                used.add(("transfer_queue", node.attr))
+    assert ("transfer_queue", "kv_clear") in used and len(used) > 12
+    for module, name in used:
+        watched = RELIED_UPON.get(str(module))
+        assert watched is not None and (not watched or any(one.split(".")[0] == name for one in watched)), (
+            module,
+            name,
+        )
 
 
 def test_verl_is_still_what_the_plug_ins_build_on() -> None:

@@ -1,5 +1,5 @@
 """The questions of an RL stage that has SFT in its steps, and what each brings of its trace (launch/plugins/
-verl_within_rollout.py). Order and epochs are those of plain RL."""
+verl_within_rows.py, verl_within_rollout.py). Order and epochs are those of plain RL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from synergy.errors import UserError
 
 def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Writes rl/train.parquet and order.json as a round does; each row with its whole trace (``within_step: {}``), or zero-pass
-    questions with a prefix that falls from step to step (``within_step: {schedule, unit}``)."""
+    questions with a prefix that falls from step to step (``within_step: {schedule, unit}``). ``{rollouts: n}``: so many are
+    generated of each question, whatever verl's rollout.n."""
     data = Path(spec["data"]) / "records"
     questions, words = records.read(data / "train.jsonl"), checks.tokenizer(Path(spec["base"]))
     total = spec["steps"] * spec["batch"] if spec["steps"] else len(questions) * spec["epochs"]
@@ -31,7 +32,7 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
         )
     fitting, told = _fitting(asked, spec["room"], words)
     passes = rounds.latest_passes([Path(p) for p in spec["passes"]])
-    if spec["within_step"]:
+    if "schedule" in spec["within_step"]:
         zero = {name for name in fitting if passes.get(name) == 0}
         turns = _begun(asked, spec["within_step"], zero, words, spec["batch"])
         told |= {"zero_pass": len(zero), "prefixes": sum(bool(turn.prefix) for turn in turns)}
@@ -39,7 +40,15 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
         turns = [Turn(r, more={"trace": (r.trace or "") if r.id in fitting else ""}) for r in asked]
     visual = json.loads((data / "train_visual_tokens.json").read_text())
     checks.prompts([(r, "") for r in asked], visual, words, spec["instruction"], spec["max_prompt_length"])
-    writers.verl(out / "rl" / "train.parquet", turns, data, spec["instruction"], spec["prefix_rollouts"])
+    generated = spec["within_step"].get("rollouts")
+    writers.verl(
+        out / "rl" / "train.parquet",
+        turns,
+        data,
+        spec["instruction"],
+        spec["prefix_rollouts"],
+        rollouts=generated,
+    )
     rounds.validation(spec, data, words, out / "rl" / "validation.parquet")
     (out / "order.json").write_text(json.dumps([r.id for r in asked]) + "\n")
     print(", ".join(f"{name} {value}" for name, value in told.items()))

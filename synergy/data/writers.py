@@ -92,19 +92,22 @@ def verl(
     split: str = "train",
     lossless: bool = False,
     first: int = 0,
+    rollouts: int | None = None,
 ) -> int:
     """verl's parquet, one row per question in the order RL sees them. Only rollouts of the split train are recorded.
 
     Rows are written as they come, in groups of ``GROUP`` rows or ``GROUP_BYTES`` of images, and pictures as they are: they are
     compressed already. media: the folder of the images, or what gives their bytes; lossless: each row has its ``record`` too;
-    first: the index of the first row. Returns the number of rows.
+    first: the index of the first row; rollouts: how many verl generates of each question, in place of its rollout.n. Returns
+    the number of rows.
     """
     import pyarrow.parquet as pq
 
     path.parent.mkdir(parents=True, exist_ok=True)
     turns = iter(turns)
     first_turn = next(turns, None)
-    schema = _verl_schema(lossless, first_turn.more if first_turn else {})
+    schema = _verl_schema(lossless, first_turn.more if first_turn else {}, rollouts)
+    own = {} if rollouts is None else {ROLLOUTS: rollouts}
     options: dict[str, Any] = {
         "compression": {"images.list.element.bytes": "NONE", "prompt.list.element.content": "SNAPPY"},
         "use_dictionary": ["data_source", "reward_model.style", "extra_info.split"],
@@ -117,7 +120,7 @@ def verl(
     with pq.ParquetWriter(path, schema, **options) as out:
         for turn in chain([first_turn] if first_turn else [], turns):
             images.append([read(name) for name in turn.record.images])
-            row = _verl_row(turn, first + count, instruction, prefix_rollouts, split)
+            row = _verl_row(turn, first + count, instruction, prefix_rollouts, split) | own
             rows.append({**row, "record": turn.text or whole(turn.record)} if lossless else row)
             count, size = count + 1, size + sum(map(len, images[-1]))
             if len(rows) == GROUP or size > GROUP_BYTES:
@@ -129,6 +132,8 @@ def verl(
 
 
 GROUP, GROUP_BYTES = 256, 32 << 20
+ROLLOUTS = "__rollout_n__"
+"""verl's column of how many rollouts a row has (trainer/ppo/v1/agent_loop_tq.py)."""
 
 
 def _group(rows: list[dict[str, Any]], images: list[list[bytes]], schema: Any) -> Any:
@@ -145,7 +150,7 @@ def _group(rows: list[dict[str, Any]], images: list[list[bytes]], schema: Any) -
     return table.add_column(schema.get_field_index("images"), "images", column).cast(schema)
 
 
-def _verl_schema(lossless: bool, more: Mapping[str, str | bool]) -> Any:
+def _verl_schema(lossless: bool, more: Mapping[str, str | bool], rollouts: int | None = None) -> Any:
     import pyarrow as pa
 
     text, number = pa.string(), pa.int64()
@@ -167,6 +172,7 @@ def _verl_schema(lossless: bool, more: Mapping[str, str | bool]) -> Any:
             }
         ),
     }
+    fields |= {} if rollouts is None else {ROLLOUTS: number}
     return pa.schema({**fields, "record": text} if lossless else fields)
 
 

@@ -183,7 +183,7 @@ def command(job: Job) -> Command | None:
         "trainer.resume_mode": "disable",
         **schedule.verl_overrides(job.settings),
         **rl_critic.overrides(job.settings["verl"], job.inputs["model"]),
-        **within_step.verl_overrides(job.settings, job.inputs["model"]),
+        **within_step.verl_overrides(job.settings, job.inputs["model"], job.work / "checkpoints"),
     }
     if resume is not None:
         _prepare_resume(job, resume)
@@ -272,18 +272,24 @@ def _metrics(job: Job) -> Iterator[tuple[int, dict[str, float]]]:
             for name, value in row["data"].items():
                 figures |= {ours: value for ours, start in VALIDATION.items() if name.startswith(start)}
             figures |= within_step.figures(row["data"])
-            if figures:
+            if figures := {ours: value for ours, value in figures.items() if _number(value)}:
                 found[int(row["step"])] = figures
     yield from sorted(found.items())
 
 
+def _number(value: float | None) -> bool:
+    """Whether a step has the figure; verl's file has null for not a number."""
+    return value is not None and not math.isnan(value)
+
+
 def progress(job: Job) -> Progress | None:
     own_reward.raise_failure(job)
-    rows = [(step, figures) for step, figures in _metrics(job) if "reward" in figures]
+    rows = [(step, figures) for step, figures in _metrics(job) if "reward" in figures or "sft_loss" in figures]
     if not rows:
         return None
     step, figures = rows[-1]
-    figure = f"reward {figures['reward']:.3f}, length {figures['length']:.0f}"
+    figure = f"SFT loss {figures['sft_loss']:.3f}" if "reward" not in figures else ""
+    figure = figure or f"reward {figures['reward']:.3f}, length {figures['length']:.0f}"
     return Progress(step, total_steps(job), "step", figure)
 
 

@@ -8,7 +8,7 @@ is zero get SFT on their whole trace, then GRPO runs on the others, and its roll
 A question without a count goes to RL: in the first round all do, unless the base model was sampled first. Optimizer states
 start anew at every switch; the learning rates go on, as SFT has one schedule over all of its rounds, and RL another.
 
-Ablation (``sft_on: all``): SFT sees the traces of all the round's questions; what RL sees stays as it is.
+Ablation (``sft_on: all``): SFT sees the traces of all questions, of the round or the step; what RL sees stays as it is.
 """
 
 from __future__ import annotations
@@ -34,30 +34,43 @@ class Knobs:
     sample_first: bool = False
     pass_rate: float = 0.0
     trace_counts: str = "rollouts"
+    sft_buffer: int = 0
 
 
 def _within_step(cfg: Config, knobs: Knobs) -> list[Stage]:
-    if knobs.sft_on != "zero_pass":
-        raise UserError(f"recipe.sft_on={knobs.sft_on} is only there by rounds: take recipe.granularity=round")
+    _check_sft_on(knobs)
+    every = knobs.sft_on == "all"
+    if every and (knobs.pass_rate or knobs.sft_buffer):
+        raise UserError(
+            "recipe.sft_on=all gives every question its SFT in its own step: leave recipe.pass_rate and recipe.sft_buffer at 0"
+        )
+    note = "GRPO; in each step SFT on the traces of questions without a right rollout"
     if knobs.trace_counts not in TRACE_COUNTS:
         raise UserError(f"recipe.trace_counts={knobs.trace_counts!r} is one of {', '.join(TRACE_COUNTS)}")
     return [
         *base.stages(cfg, base.Knobs()),
         blocks.train_data(cfg),
-        within_step.data(cfg, "traced", "questions in RL's order, each with its trace"),
+        within_step.data(cfg, "traced", "questions in RL's order, each with its trace", every=every),
         within_step.rl(
             cfg,
             "interleaved",
             "traced",
-            "GRPO; in each step SFT on the traces of questions without a right rollout",
+            "GRPO, and SFT on the traces of all questions, in the same steps" if every else note,
             sft_weight=knobs.sft_weight,
-            copies=None if knobs.trace_counts == "rollouts" else 1,
+            copies=None if knobs.trace_counts == "rollouts" and not every else 1,
             baseline="group",
             pass_rate=knobs.pass_rate,
             begun=False,
+            every=every,
+            buffer=knobs.sft_buffer,
         ),
         blocks.evaluate(cfg, "interleaved"),
     ]
+
+
+def _check_sft_on(knobs: Knobs) -> None:
+    if knobs.sft_on not in SFT_ON:
+        raise UserError(f"recipe.sft_on={knobs.sft_on!r} is one of {', '.join(SFT_ON)}")
 
 
 def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
@@ -65,8 +78,7 @@ def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
         return _within_step(cfg, knobs)
     if knobs.rounds < 1:
         raise UserError(f"recipe.rounds={knobs.rounds}: interleaved needs a round or more")
-    if knobs.sft_on not in SFT_ON:
-        raise UserError(f"recipe.sft_on={knobs.sft_on!r} is one of {', '.join(SFT_ON)}")
+    _check_sft_on(knobs)
     if knobs.rounds == 1 and not knobs.sample_first and knobs.sft_on == "zero_pass":
         raise UserError("recipe.rounds=1 without recipe.sample_first=true is recipe=rl: no pass count is known in time")
     if knobs.sft_epochs <= 0:

@@ -28,14 +28,16 @@ def data(
     passes: Sequence[str] = (),
     prefix: Mapping[str, Any] | None = None,
     prefix_rollouts: int | None = None,
+    every: bool = False,
 ) -> Stage:
-    """Plain RL's questions with their traces; with ``prefix`` (schedule, unit) zero-pass ones with a beginning of theirs."""
+    """Plain RL's questions with their traces; with ``prefix`` (schedule, unit) zero-pass ones with a beginning of theirs.
+    every: each question's trace will be a row beside its rollouts."""
     settings = {
         "part": "within_step",
         **blocks.order(cfg),
         "room": cfg.lengths.rl,
         "prefix_rollouts": prefix_rollouts,
-        "within_step": dict(prefix or {}),
+        "within_step": {**(prefix or {}), **({"rollouts": within_step.rollouts(cfg.rl.verl)} if every else {})},
     }
     inputs = {"base": blocks.BASE, "data": "data", **{f"passes_{i}": stage for i, stage in enumerate(passes)}}
     return Stage(name, "prepare", settings, inputs, note)
