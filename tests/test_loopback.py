@@ -71,3 +71,66 @@ def test_ray_and_what_asks_it_for_its_address_listen_on_loopback(tmp_path: Path)
             assert child.stdin is not None
             child.stdin.close()
             child.wait(timeout=60)
+
+
+STORE = """
+import os, psutil, socket, sys
+import torch.distributed as dist
+if sys.argv[1:]:
+    sys.path.insert(0, sys.argv[1])
+    import verl_servers
+with socket.create_server(("127.0.0.1", 0)) as free:
+    port = free.getsockname()[1]
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), RANK="0", WORLD_SIZE="1", GLOO_SOCKET_IFNAME="lo")
+dist.init_process_group("gloo")
+print(*[c.laddr.ip for c in psutil.Process().net_connections("tcp") if c.status == "LISTEN" and c.laddr.port == port])
+"""
+
+
+@pytest.mark.parametrize("libuv", ["0", "1"])
+def test_torchs_store_listens_on_its_address_only(libuv: str) -> None:
+    pytest.importorskip("torch")
+
+    def listening(*words: str) -> str:
+        env = {**os.environ, "USE_LIBUV": libuv}
+        argv = [sys.executable, "-c", STORE, *words]
+        return subprocess.run(argv, env=env, capture_output=True, text=True, check=True).stdout.strip()
+
+    assert listening(str(paths.ROOT / "launch/plugins")) == HOST
+    assert listening() in ("::", "0.0.0.0"), "torch does it itself: drop launch/plugins/verl_servers.py's part"
+
+
+KEY = """
+import os, sys
+from argparse import Namespace
+sys.path.insert(0, sys.argv[1])
+import verl_servers
+from fastapi.testclient import TestClient
+from vllm.entrypoints.openai.api_server import build_app
+from vllm.entrypoints.openai.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+args = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+client = TestClient(build_app(args, supported_tasks=()), raise_server_exceptions=False)
+key = os.environ["VLLM_API_KEY"]
+headers = [{}, *({"Authorization": f"Bearer {word}"} for word in ("x", key))]
+told = [client.get("/v1/models", headers=one).status_code for one in headers]
+print(len(key), *told)
+"""
+
+
+def test_verls_vllm_server_has_a_random_key() -> None:
+    """vLLM's own app, as verl builds it; behind the key there is no engine here, so that the right one meets an error."""
+    pytest.importorskip("vllm")
+    env = {**os.environ, "PYTHONPATH": paths.pythonpath(), "OMP_NUM_THREADS": "1"}
+    env.pop("VLLM_API_KEY", None)
+    argv = [sys.executable, "-c", KEY, str(paths.ROOT / "launch/plugins")]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    length, without, wrong, right = map(int, done.stdout.split()[-4:])
+    assert length >= 32 and without == wrong == 401 and right != 401
+
+
+@pytest.mark.parametrize("scale", ["tiny", "paper"])
+def test_verl_loads_what_closes_its_servers(scale: str) -> None:
+    env = yaml.safe_load((paths.ROOT / f"recipes/rl/{scale}.yaml").read_text())["env"]
+    assert "verl_servers" in env["VERL_USE_EXTERNAL_MODULES"].split(",")
