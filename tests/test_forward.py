@@ -90,6 +90,27 @@ def test_another_model_is_caught_in_transformers(
     assert "\n" not in told
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_low_precision_is_no_other_model_and_swapped_layers_are(tmp_path: Path, record: Path, dtype: str) -> None:
+    """Measured by benchmarks/forward_tolerance.py. Both sides keep a margin of 2."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    told = logprobs.read(record)
+    assert told is not None
+    off = {}
+    for name, model in (("good", lab.BASE), ("bad", harmed(tmp_path / "bad", swapped))):
+        load = AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype))
+        _, ids, found = logprobs.forward(load, model, told.asked, told.image)
+        off[name] = float(np.mean([abs(a - b) for a, b in zip(told.logprobs, found, strict=True) if a is not None]))
+        if name == "good":
+            assert logprobs.compare(told, ids, found, dtype, "it") == pytest.approx(off["good"])
+        else:
+            with pytest.raises(UserError, match="is not the model of its tensors"):
+                logprobs.compare(told, ids, found, dtype, "it")
+    assert off["good"] * 2 < logprobs.TOLERANCE[dtype] < off["bad"] / 2, off
+
+
 def test_tensors_without_a_place_have_no_record(tmp_path: Path) -> None:
     bad = harmed(tmp_path / "bad", renamed("visual.blocks.0."))
     with pytest.raises(UserError, match=r"bad: \d+ tensors, the first \S+, are not those of Qwen2_5_VL"):

@@ -1,9 +1,8 @@
 """The real frameworks, killed: LLaMA-Factory and verl in mid-training, and the driver while it publishes what they made.
 
-SFT on a CPU is reproducible, so a run that was killed must end with the uninterrupted run's weights, bit for bit. GRPO is not:
-two uninterrupted runs differ from the first step on, since vLLM batches requests as they come. There the steps, the key and
-how often each question was answered are compared; the rest is held by the doubles (test_crashes.py), whose folders are
-compared with these.
+SFT and RL on a CPU are reproducible (launch/plugins/verl_reproducible.py), so a run that was killed must end with the
+uninterrupted run's weights, bit for bit. The rest is held by the doubles (test_crashes.py), whose folders are compared with
+these.
 """
 
 from __future__ import annotations
@@ -101,12 +100,19 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_sft_ends_with_the_same_weights_bit_for_bit(killed: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same recipe, uninterrupted."""
+    root = tmp_path_factory.mktemp("whole")
+    run(root, *WORDS)
+    return root
+
+
+def test_sft_ends_with_the_same_weights_bit_for_bit(killed: Path, whole: Path, tmp_path: Path) -> None:
     """LLaMA-Factory alone would go on from the base model's weights (see stages/sft.py)."""
-    run(tmp_path / "whole", "recipe=sft")
-    one, two = (entries(root)["sft"] for root in (tmp_path / "whole", killed))
+    one, two = (entries(root)["sft"] for root in (whole, killed))
     assert (one.key, one.digest) == (two.key, two.digest)
-    assert weights(tmp_path / "whole" / one.output) == weights(killed / two.output)
+    assert weights(whole / one.output) == weights(killed / two.output)
     assert (one.attempt, two.attempt) == (1, 4)
     logs = sorted((killed / two.output).parent.glob("attempt-*/log.txt"))
     steps = sum(len(taken(log)) for log in logs)
@@ -114,6 +120,14 @@ def test_sft_ends_with_the_same_weights_bit_for_bit(killed: Path, tmp_path: Path
     cold = tmp_path / "cold"
     run(cold, "recipe=sft", "run.warm=false")
     assert weights(cold / entries(cold)["sft"].output) == weights(killed / two.output), "a warm start changes nothing"
+
+
+def test_rl_ends_with_the_same_weights_bit_for_bit(killed: Path, whole: Path) -> None:
+    one, two = (entries(root)["two_stage"] for root in (whole, killed))
+    assert one.key == two.key and one.attempt < two.attempt
+    assert weights(whole / one.output) == weights(killed / two.output)
+    passes = [(root / entry.output / "passes.jsonl").read_text() for root, entry in ((whole, one), (killed, two))]
+    assert passes[0] == passes[1] and one.digest == two.digest
 
 
 def test_rl_continues_from_its_checkpoints_and_counts_each_response_once(killed: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_strategies import plan
@@ -264,7 +265,9 @@ def test_a_warm_up_is_counted_in_steps_of_the_whole_schedule(tmp_path: Path) -> 
 
 def test_only_a_part_loads_the_plug_in_for_verl(tmp_path: Path) -> None:
     env = "ray_kwargs.ray_init.runtime_env.env_vars"
-    for overrides, expected in (([], []), ([COSINE], ["'1/3'", "'synergy_verl,verl_schedule_part'"])):
+    tiny = yaml.safe_load((paths.ROOT / "recipes/rl/tiny.yaml").read_text())
+    loaded = tiny["env"]["VERL_USE_EXTERNAL_MODULES"]
+    for overrides, expected in (([], []), ([COSINE], ["'1/3'", f"'{loaded},verl_schedule_part'"])):
         made = job(tmp_path, plan("interleaved", *overrides)["rl-2"], f"rl-{len(overrides)}")
         assert rl.command(made)
         lines = (made.attempt / "overrides.txt").read_text().splitlines()

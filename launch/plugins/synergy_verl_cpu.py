@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import torch
+from after_import import after_import
 
 
 def _engine_device() -> None:
@@ -100,6 +101,29 @@ def _plain_linears() -> None:
         vars(ops)["_supports_onednn"] = False
 
 
+ROWS = 16
+"""Rows that a matrix product has at least, in the vLLM worker."""
+
+
+def whole_rows(layer: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """vLLM's linear layer on a CPU, of at least ROWS rows, the last of them empty: (..., in) to (..., out).
+
+    MKL takes another order of summation for 1 to 3 rows than for more (float32, torch 2.13), so that a request's logits would
+    differ in their last bits by how many others share its batch, and equal runs of RL might differ.
+    """
+    rows = x.numel() // x.shape[-1]
+    if rows >= ROWS:
+        return layer.cpu_linear(x, weight, bias)  # type: ignore[no-any-return]
+    filled = torch.nn.functional.pad(x.reshape(rows, x.shape[-1]), (0, 0, 0, ROWS - rows))
+    found: torch.Tensor = layer.cpu_linear(filled, weight, bias)[:rows]
+    return found.reshape(*x.shape[:-1], found.shape[-1])
+
+
+def _batch_invariance() -> None:
+    """With it, and VLLM_CPU_ATTN_SPLIT_KV=0, what vLLM 0.27.1 computes of a request does not depend on its batch."""
+    after_import("vllm.model_executor.layers.utils", lambda utils: setattr(utils, "cpu_unquantized_gemm", whole_rows))
+
+
 def apply() -> None:
     """Apply all of the above to this process."""
     for change in (
@@ -109,5 +133,6 @@ def apply() -> None:
         _vllm_distribution,
         _position_ids,
         _plain_linears,
+        _batch_invariance,
     ):
         change()

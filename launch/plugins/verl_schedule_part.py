@@ -10,13 +10,11 @@ so the engine is changed when somebody imports it.
 from __future__ import annotations
 
 import dataclasses
-import sys
-from collections.abc import Sequence
-from importlib.machinery import PathFinder
-from types import ModuleType
+from functools import partial
 from typing import Any
 
 import schedule_part
+from after_import import after_import
 
 ENGINE = "verl.workers.engine.fsdp.transformer_impl"
 
@@ -38,25 +36,9 @@ def install(engine: Any, part: schedule_part.Part) -> None:
     engine._build_lr_scheduler = build_lr_scheduler
 
 
-class Finder:
-    """Meta path finder for the engine's module alone: it is loaded as ever, then changed."""
-
-    def __init__(self, part: schedule_part.Part) -> None:
-        self.part = part
-
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> Any:
-        if name != ENGINE:
-            return None
-        spec: Any = PathFinder.find_spec(name, path, target)
-        load = spec.loader.exec_module
-
-        def exec_module(module: Any) -> None:
-            load(module)
-            install(module.FSDPEngine, self.part)
-
-        spec.loader.exec_module = exec_module
-        return spec
+def _change(module: Any, part: schedule_part.Part) -> None:
+    install(module.FSDPEngine, part)
 
 
 if part := schedule_part.read():
-    sys.meta_path.insert(0, Finder(part))
+    after_import(ENGINE, partial(_change, part=part))

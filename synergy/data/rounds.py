@@ -94,7 +94,9 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
         sft = [name for name in rl if name in zero]
     if spec["sft_on"] == "all":
         sft = slots
-    if not rl and (spec["rounds"] == 1 or total < spec["batch"]):  # in other rounds RL waits for the next ones' questions
+    if not rl and (
+        spec["rounds"] == 1 or total < spec["batch"]
+    ):  # in other rounds RL waits for the next ones' questions
         raise UserError(
             f"round {spec['index'] + 1} leaves {len(left)} questions for RL, less than one batch of {spec['batch']}: "
             "lower rl.verl.data.train_batch_size or recipe.rounds, or give more data"

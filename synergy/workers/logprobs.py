@@ -24,8 +24,9 @@ from synergy.driver import checkpoint
 from synergy.errors import UserError
 
 TEXT = "Which shapes do you see, which of them is red, and what is 12 + 30? Think step by step."
-TOLERANCE = {"float32": 0.001, "bfloat16": 0.25, "float16": 0.05}
-"""dtype in which a loader computes -> mean absolute difference of log-probabilities, in nats, that is no other model."""
+TOLERANCE = {"float32": 0.001, "bfloat16": 0.15, "float16": 0.03}
+"""dtype in which a loader computes -> mean absolute difference of log-probabilities, in nats, that is no other model.
+Measured by benchmarks/forward_tolerance.py."""
 
 
 @dataclass(frozen=True)

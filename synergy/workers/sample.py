@@ -24,8 +24,9 @@ from synergy.data import checks, records
 from synergy.data.prompt import query
 from synergy.data.records import Record
 from synergy.errors import UserError
-from synergy.machine import die_with_parent, gpus, share
+from synergy.machine import HOST, die_with_parent, gpus, share
 from synergy.workers import logprobs
+from synergy.workers.vllm_server import EXTENSION
 
 IN_FLIGHT = 1024
 """Questions that the engine holds at once: enough to keep it full, few enough for their images to fit in memory."""
@@ -114,7 +115,8 @@ def run(spec: Mapping[str, Any], index: int, count: int) -> None:
         from vllm import LLM
 
         processor = AutoProcessor.from_pretrained(spec["model"])
-        engine = LLM(model=spec["model"], **spec["engine"])
+        os.environ.setdefault("VLLM_HOST_IP", HOST)
+        engine = LLM(model=spec["model"], **{"worker_extension_cls": EXTENSION, **spec["engine"]})
         if file := spec.get("record"):
             verify(engine, spec["model"], Path(file))
         ask(engine, processor, spec, left, Path(spec["responses"]) / f"{index}.jsonl")

@@ -17,8 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
+from synergy import paths
 from synergy.machine import HOST, choose_port, die_with_parent
 
+EXTENSION = "loopback_store.Extension"
+"""Of vLLM's workers (launch/plugins): torch's store would listen on all addresses."""
 _GRACE_SECONDS = 10.0
 _ERROR = re.compile(r"\b(?!EngineDead)\w*(?:Error|Exception): \S")
 
@@ -106,8 +109,16 @@ def command(config: ServerConfig, port: int) -> list[str]:
         HOST,
         "--port",
         str(port),
+        "--worker-extension-cls",
+        EXTENSION,
     ]
     return [*program, *where, "--generation-config", "vllm", *config.args]
+
+
+def environment(config: ServerConfig) -> dict[str, str]:
+    """Of the server: the key is here, since an argument could be read by anyone."""
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), paths.pythonpath())))
+    return {"VLLM_HOST_IP": HOST, **os.environ, "PYTHONPATH": path, **config.env, "VLLM_API_KEY": config.key}
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -137,7 +148,7 @@ def serve(config: ServerConfig) -> Iterator[Server]:
     with config.log.open("wb") as log:
         process = subprocess.Popen(
             command(config, port),
-            env={**os.environ, **config.env, "VLLM_API_KEY": config.key},  # an argument could be read by anyone
+            env=environment(config),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
