@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ def digest(path: Path, cache: Path | None = None) -> str:
             return known[mark]
     value = _content(path, mark)
     if cache is not None and os.access(cache.parent, os.W_OK):
-        aside = cache.with_suffix(f".{os.getpid()}")
+        aside = cache.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         aside.write_text(json.dumps({**known, mark: value}))
         os.replace(aside, cache)
     return value
