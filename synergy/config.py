@@ -280,8 +280,14 @@ class Cluster:
     memory_gb: float | None = None
     """Memory of each node that a stage claims; null: not asked for."""
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Name or kind of a stage -> its own nodes, gpus, cpus, memory_gb, as in {evaluate: {gpus: 1}}: evaluations of several
-    models then run side by side on one node."""
+    """Name or kind of a stage -> its own nodes, gpus, cpus, memory_gb, as in +cluster.stages.evaluate.gpus=1: evaluations
+    of several models then run side by side on one node."""
+    image: str | None = None
+    """Of ``synergy submit --dry-run=kuberay``: the container image with the environments."""
+    claim: str | None = None
+    """The same: name of the persistent volume claim that all pods share."""
+    mount: str = "/shared"
+    """Where the claim is mounted; run.dir, data and model lie below."""
     late: bool = False
     """Nodes may join after the job was sent: what is lacking then is told, not refused."""
     wait_minutes: float = 10.0

@@ -1,5 +1,7 @@
 """``python -m synergy.submit recipe=<name> cluster=ray cluster.address=…``: sends the driver to a Ray cluster as a job, and
-follows its log. The job goes on without this terminal: ``synergy job`` asks for it, follows it again, or stops it."""
+follows its log. The job goes on without this terminal: ``synergy job`` asks for it, follows it again, or stops it.
+
+``--dry-run=slurm`` and ``--dry-run=kuberay`` print the run as a batch script or manifest and send nothing."""
 
 from __future__ import annotations
 
@@ -11,35 +13,39 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from synergy import cli, environments, paths, stages, strategies
-from synergy.cluster import jobs, lacks, needs
+from synergy.cluster import jobs, lacks, manifests, needs
 from synergy.compose import Task
 from synergy.config import Config
 from synergy.driver import private
 from synergy.errors import UserError
 
+DRY = "--dry-run"
 STOP_SECONDS = 60
 """How long a driver that is told to stop has to end its stages before Ray kills them."""
 
 
-def action(tasks: list[Task]) -> int | None:
+def action(tasks: list[Task], dry: str = "") -> int | None:
+    """Sends the jobs as one; exit code of their driver. dry: the form in which they are only printed."""
     cfg = tasks[0].cfg
     if cfg.cluster.kind != "ray":
         raise UserError(
             "submit sends to a Ray cluster: add cluster=ray cluster.address=http://HEAD:8265 (synergy run works here)"
         )
     wanted = _check(tasks)
+    if dry:
+        print(manifests.render(dry, cfg.cluster, tasks[0].recipe, wanted, driver(cfg), _python(cfg)), end="")
+        return 0
     client = jobs.connect(cfg.cluster.address)
     lacks.ray_version(client)
     lacking = lacks.sizes(wanted, jobs.nodes(client), cfg.cluster.late)
     if lacking:
         print(f"the job will wait: {lacking}", flush=True)
     pythons = {str(path) for task in tasks for path in _pythons(task.cfg)}
-    lacks.look(client, prefix(cfg), _python(cfg), pythons, folder(cfg))
+    lacks.look(client, there(cfg) + interpreter(cfg), pythons, folder(cfg))
     name = f"synergy-{re.sub(r'[^a-z0-9]+', '-', tasks[0].recipe.lower()).strip('-')[:40]}-{uuid.uuid4().hex[:6]}"
     env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **cfg.cluster.env}
-    jobs.send(
-        client, entrypoint(cfg, sys.argv[1:]), name, env, {"synergy": "run", "run.dir": folder(cfg) or cfg.run.dir}
-    )
+    told = {"synergy": "run", "run.dir": folder(cfg) or cfg.run.dir}
+    jobs.send(client, there(cfg) + driver(cfg), name, env, told)
     print(f"job {name} at {client.address}; it goes on without this terminal:")
     for verb in ("logs", "status", "stop"):
         print(f"  synergy job {verb} {name} --address {client.address}")
@@ -88,18 +94,26 @@ def folder(cfg: Config) -> str | None:
     )
 
 
-def prefix(cfg: Config) -> str:
-    """Shell words that bring a command into the working folder, with this checkout's modules before all others."""
-    where = f"cd {shlex.quote(cfg.cluster.workdir or str(Path.cwd()))} && "
-    return where + (f"PYTHONPATH={shlex.quote(str(paths.ROOT))} " if paths.CHECKOUT else "")
+def there(cfg: Config) -> str:
+    """Shell words that go to the working folder."""
+    return f"cd {shlex.quote(cfg.cluster.workdir or str(Path.cwd()))} && "
 
 
-def entrypoint(cfg: Config, words: Sequence[str]) -> str:
-    return f"{prefix(cfg)}{_python(cfg)} -m synergy.run {shlex.join(words)}"
+def interpreter(cfg: Config) -> str:
+    """Shell words of the driver's Python, with this checkout's modules before all others."""
+    return (f"PYTHONPATH={shlex.quote(str(paths.ROOT))} " if paths.CHECKOUT else "") + _python(cfg)
+
+
+def driver(cfg: Config) -> str:
+    """Shell words that start the driver, with the words of this command line."""
+    return f"{interpreter(cfg)} -m synergy.run {shlex.join(sys.argv[1:])}"
 
 
 def main() -> int:
-    return cli.with_config(action)
+    dry = [word for word in sys.argv[1:] if word.startswith(DRY)]
+    sys.argv = [word for word in sys.argv if word not in dry]
+    form = dry[-1].removeprefix(DRY).removeprefix("=") or "slurm" if dry else ""
+    return cli.with_config(lambda tasks: action(tasks, form))
 
 
 if __name__ == "__main__":

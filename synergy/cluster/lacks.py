@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import time
 import uuid
 from collections.abc import Collection, Iterable, Sequence
@@ -49,13 +50,13 @@ def ray_version(client: jobs.Client) -> None:
         )
 
 
-def look(client: jobs.Client, prefix: str, python: str, pythons: Collection[str], folder: str | None) -> None:
-    """Sends the probe and waits for what it tells. prefix: shell words before the interpreter, which set folder and path.
+def look(client: jobs.Client, interpreter: str, pythons: Collection[str], folder: str | None) -> None:
+    """Sends the probe and waits for what it tells. interpreter: shell words that start the driver's Python.
 
     Raises UserError for a node or interpreter that is not as here, and where no driver could be started at all."""
     spec = json.dumps({"pythons": sorted(pythons), "folder": folder})
     name = f"synergy-probe-{uuid.uuid4().hex[:8]}"
-    jobs.send(client, f"{prefix}{python} -m {probe.__name__} {_quoted(spec)}", name, {}, {"synergy": "probe"})
+    jobs.send(client, f"{interpreter} -m {probe.__name__} {shlex.quote(spec)}", name, {}, {"synergy": "probe"})
     end = time.monotonic() + PROBE_SECONDS
     try:
         while not (found := jobs.info(client, name)).status.is_terminal():
@@ -95,9 +96,3 @@ def _compare(client: jobs.Client, there: probe.Found) -> None:
             )
     if there.problems:
         raise UserError(f"the cluster at {client.address} is not ready: " + "; ".join(there.problems))
-
-
-def _quoted(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)
