@@ -200,11 +200,12 @@ def test_the_slurm_script_runs(tmp_path: Path) -> None:
     """With stand-ins for Slurm's and Ray's commands: the driver gets the words, and its end is the script's."""
     text = dry("slurm", "cluster.nodes=2", f"cluster.workdir={tmp_path}", f"cluster.python={tmp_path}/bin/python")
     (tmp_path / "bin").mkdir()
+    both = f"while [ $(cat {tmp_path}/ray.txt | wc -l) -lt 2 ]; do /bin/sleep 0.1; done"  # the nodes are up
     for name, does in {
         "scontrol": "printf 'n1\\nn2\\n'",
         "srun": 'while [[ $1 == -* ]]; do shift; done; exec "$@"',
         "ray": f'echo "$@" token=${{#RAY_AUTH_TOKEN}} >> {tmp_path}/ray.txt; exec sleep 60',
-        "python": f'echo "$RAY_ADDRESS $@" > {tmp_path}/driver.txt; exit 7',
+        "python": f'echo "$RAY_ADDRESS $@" > {tmp_path}/driver.txt; {both}; exit 7',
         "sleep": "[ $1 = 60 ] && exec /bin/sleep 60; exit 0",
         "hostname": "echo 127.0.0.1",
     }.items():
