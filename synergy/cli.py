@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 VERBS = {
     "run": "run a recipe to its report; what is finished is reused",
+    "submit": "send a run to a Ray cluster as a job (cluster=ray cluster.address=...), and follow it",
+    "job": "list, follow or stop such jobs (synergy job logs ID)",
     "plan": "say what run would do, and why, without doing it",
     "data": "prepare published data sets for all frameworks, checked (synergy data prepare)",
     "push": "upload a data set that recipe=distill made to the Hugging Face hub",
@@ -44,9 +46,9 @@ def main() -> int:
     return code
 
 
-def with_config(action: Callable[[list[Task]], None]) -> int:
+def with_config(action: Callable[[list[Task]], int | None]) -> int:
     """Composes the jobs of the command line, one or with ``-m`` several, and calls the action with them; returns the exit
-    code. Every known error is one message on stderr."""
+    code, the action's own if it has one. Every known error is one message on stderr."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us instead of Hydra's own report
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -59,7 +61,7 @@ def with_config(action: Callable[[list[Task]], None]) -> int:
     try:
         tasks = compose.tasks(sys.argv[1:])
         if tasks:
-            action(tasks)
+            return action(tasks) or 0
     except KeyboardInterrupt:
         return tell("interrupted; nothing runs any more, and the same command continues where this stopped", 130)
     except StageFailed as error:

@@ -263,6 +263,44 @@ class Run:
 
 
 @dataclass
+class Cluster:
+    """Where stages run; decides no result. recipes/cluster/{local,ray}.yaml."""
+
+    kind: str = "local"
+    """local: on this machine. ray: as a job of a Ray cluster, by ``synergy submit``."""
+    address: str | None = None
+    """Of the cluster's dashboard, like http://head:8265. Tokens and passwords stay in the environment: RAY_AUTH_MODE=token and
+    RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH."""
+    python: str | None = None
+    """Interpreter of the driver on the cluster's nodes; null: where this one is."""
+    workdir: str | None = None
+    """Folder there against which relative paths count; null: where this one is."""
+    env: dict[str, str] = field(default_factory=dict)
+    """More of the job's environment. Everybody who may read the cluster's jobs sees it."""
+    nodes: int | None = None
+    """Over how many nodes SFT and RL are spread; null: ``rl.verl.trainer.nnodes``."""
+    gpus: int | None = None
+    """GPUs of each of these nodes, and of the node that samples or evaluates; null: ``rl.verl.trainer.n_gpus_per_node``."""
+    cpus: float = 1.0
+    """Processors of each node that a stage claims. verl claims its own."""
+    memory_gb: float | None = None
+    """Memory of each node that a stage claims; null: not asked for."""
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Name or kind of a stage -> its own nodes, gpus, cpus, memory_gb, as in +cluster.stages.evaluate.gpus=1: evaluations
+    of several models then run side by side on one node."""
+    image: str | None = None
+    """Of ``synergy submit --dry-run=kuberay``: the container image with the environments."""
+    claim: str | None = None
+    """The same: name of the persistent volume claim that all pods share."""
+    mount: str = "/shared"
+    """Where the claim is mounted; run.dir, data and model lie below."""
+    late: bool = False
+    """Nodes may join after the job was sent: what is lacking then is told, not refused."""
+    wait_minutes: float = 10.0
+    """How long a stage waits for nodes that are not there (yet, or any more)."""
+
+
+@dataclass
 class Config:
     recipe: Any = MISSING
     seed: int = 0
@@ -278,4 +316,5 @@ class Config:
     sample: Sample = field(default_factory=Sample)
     evaluate: Evaluate = field(default_factory=Evaluate)
     frameworks: Frameworks = field(default_factory=Frameworks)
+    cluster: Cluster = field(default_factory=Cluster)
     run: Run = field(default_factory=Run)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ _libc = ctypes.CDLL(None)  # loaded before any fork: `die_with_parent` runs betw
 
 def replace_text(file: Path, text: str) -> None:
     """Readers see the old text or the new one, never a half. Raises OSError, and then leaves nothing beside the file."""
-    aside = file.with_name(f".{file.name}-{os.getpid()}")
+    aside = file.with_name(f".{file.name}-{os.getpid()}-{threading.get_ident()}")
     try:
         aside.write_text(text, encoding="utf-8")
         os.replace(aside, file)

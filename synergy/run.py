@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from synergy import cli, stages
+from synergy.cluster.room import Room
 from synergy.compose import Task
 from synergy.config import Config, Run
 from synergy.driver import disk, display, execute, identity, keep, plan, sharing, state, store, warm
@@ -66,7 +67,7 @@ def finish(cfg: Config, todo: Plan, server: warm.Warm | None, plans: Sequence[Pl
     keeper = keep.Keeper.of(cfg.run.keep, plans)
     plan.require_space(todo.space, disk.needed(todo.steps))
     with display.watcher(todo.steps) as screen, state.recording(todo, screen) as watch:
-        execute.run(todo, _limits(cfg.run), watch, server, keeper)
+        execute.run(todo, _limits(cfg.run), watch, server, keeper, Room.of(cfg.cluster))
 
 
 def _run(cfg: Config, todo: Plan, server: warm.Warm | None, plans: Sequence[Plan]) -> None:

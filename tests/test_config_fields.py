@@ -79,6 +79,21 @@ RUNTIME: dict[str, Any] = {
     "evaluate.startup_timeout": 5.0,
     "evaluate.env": {"X": "1"},
     "run.store": "memory://store",
+    "cluster.kind": "ray",
+    "cluster.address": "http://127.0.0.1:1",
+    "cluster.python": "/usr/bin/python3",
+    "cluster.workdir": "/",
+    "cluster.env": {"X": "1"},
+    "cluster.nodes": 2,
+    "cluster.gpus": 2,
+    "cluster.cpus": 2.0,
+    "cluster.memory_gb": 1.0,
+    "cluster.stages": {"evaluate": {"gpus": 2}},
+    "cluster.image": "other",
+    "cluster.claim": "other",
+    "cluster.mount": "/other",
+    "cluster.late": True,
+    "cluster.wait_minutes": 1.0,
     "run.stall_minutes": 1.0,
     "run.stage_hours": 1.0,
     "run.retries": 5,
@@ -126,6 +141,8 @@ JUDGED = {"evaluate.judge.endpoint": "http://127.0.0.1:2/v1"}
 
 def given(path: str) -> dict[str, Any]:
     """Fields that must be set for this one to count."""
+    if path.startswith("cluster.") and path != "cluster.kind":
+        return {"cluster.kind": "ray"}
     return JUDGED if path.startswith("evaluate.judge.") and path not in JUDGED else {}
 
 

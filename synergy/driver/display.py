@@ -62,26 +62,27 @@ def _bars(count: int) -> Iterator[Watcher]:
 
 
 def _lines(count: int) -> Watcher:
-    began, spoke, number = time.time(), [0.0], [0]
-    said: list[Done | None] = [None]
+    began, spoke, numbers = time.time(), [0.0], dict[str, int]()
+    said: dict[str, Done] = {}
 
     def say(text: str) -> None:
         print(f"[{time.time() - began:6.0f} s] {text}", flush=True)
         spoke[0] = time.time()
 
     def start(step: Step) -> None:
-        number[0] += 1
+        numbers[step.stage.name] = len(numbers) + 1
         if step.action != "reuse":
-            say(f"{number[0]}/{count} {step.stage.name} ({step.stage.kind}): {step.stage.note}")
+            say(f"{len(numbers)}/{count} {step.stage.name} ({step.stage.kind}): {step.stage.note}")
 
     def tick(step: Step, now: Done | None) -> None:
-        if now is not None and now != said[0] and time.time() - spoke[0] >= PLAIN_SECONDS:
-            said[0] = now
-            say(f"    {step.stage.name}: {now.unit} {now.done} of {now.total} {now.figure}")
+        name = step.stage.name
+        if now is not None and now != said.get(name) and time.time() - spoke[0] >= PLAIN_SECONDS:
+            said[name] = now
+            say(f"    {name}: {now.unit} {now.done} of {now.total} {now.figure}")
 
     def done(step: Step, word: str, seconds: float) -> None:
         how = f"reused, {step.why}" if word == "reused" else f"done in {seconds:.0f} s{word.removeprefix('done')}"
-        say(f"{number[0]}/{count} {step.stage.name}: {how}")
+        say(f"{numbers[step.stage.name]}/{count} {step.stage.name}: {how}")
 
     def note(step: Step, text: str) -> None:
         say(f"    {step.stage.name}: {text}")

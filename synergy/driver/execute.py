@@ -1,4 +1,4 @@
-"""Execution: runs the steps of a plan one after the other and publishes what they make.
+"""Execution: runs the steps of a plan, one after the other or side by side on a cluster, and publishes what they make.
 
 Publish = collect aside, verify, fsync, rename (``publish``), then one line in the ledger. Whatever is killed before that line
 was written is not there, and the next run continues from the framework's own last checkpoint.
@@ -9,16 +9,33 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from synergy import stages
-from synergy.driver import card, disk, failure, forward, identity, ledger, lock, orphans, process, publish, store
+from synergy.cluster import attach
+from synergy.cluster.room import Room
+from synergy.driver import (
+    card,
+    disk,
+    failure,
+    forward,
+    identity,
+    ledger,
+    lock,
+    orphans,
+    process,
+    publish,
+    side_by_side,
+    store,
+)
 from synergy.driver.keep import Keeper
 from synergy.driver.ledger import Entry
 from synergy.driver.plan import Plan, Step
+from synergy.driver.transfer import Transfer
 from synergy.driver.warm import PATIENCE, Warm
 from synergy.errors import StageFailed, UserError
 from synergy.stages import Command, Job, Progress
@@ -51,10 +68,13 @@ class Passing(StageFailed):
 
 @dataclass(frozen=True)
 class Held:
-    """A run directory in this driver's hands. still: raises UserError once it is not any more. register: of its processes."""
+    """A run directory in this driver's hands. still: raises UserError once it is not any more. register: of its processes.
+    publishing: held by the stage that adds to the ledger, or takes away what nothing needs any more. room: of the cluster."""
 
     still: Callable[[], None]
     register: orphans.Register
+    room: Room | None = None
+    publishing: threading.RLock = field(default_factory=threading.RLock)
 
 
 @dataclass(frozen=True)
@@ -69,89 +89,109 @@ class Watcher:
 
 
 def run(
-    todo: Plan, limits: Limits, watch: Watcher, warm: Warm | None = None, keeper: Keeper | None = None
+    todo: Plan,
+    limits: Limits,
+    watch: Watcher,
+    warm: Warm | None = None,
+    keeper: Keeper | None = None,
+    room: Room | None = None,
 ) -> list[Entry]:
-    """Runs the plan; returns the ledger entries of all its stages, in order. One driver at a time per run directory.
+    """Runs the plan; returns the ledger entries of all its stages, in order. One driver at a time per run directory. room: of
+    a cluster, where stages that don't need each other run side by side; None: one after the other.
 
     Raises UserError, or StageFailed; a full disk is one, and leaves what is published as it is.
     """
-    root = todo.space.root
+    root, stop = todo.space.root, side_by_side.Stop()
     try:
-        with lock.held(root, limits.takeover) as still:
+        with lock.held(root, limits.takeover) as mine:
             if todo.space.store:
                 store.remember(root, todo.space.store)
             left = orphans.sweep(root)
-            held = Held(still, orphans.Register(root))
+
+            def still() -> None:
+                stop()
+                mine()
+
+            held = Held(still, orphans.Register(root), room)
             if warm is not None:
                 held.register.mark(warm.mark)
-            entries = _run_steps(todo, limits, watch, held, warm, keeper, left)
+            run = _Run(todo, limits, _locked(watch) if room else watch, held, warm, keeper, left)
+            if room is None:
+                for step in todo.steps:
+                    run.step(step)
+            else:
+                side_by_side.run(todo.steps, room, run.step, run.watch.note, stop)
+            run.let_go()
             if warm is None:  # else the next driver finds that they have ended
                 held.register.close()
-            return entries
+            return [run.entries[step.stage.name] for step in todo.steps]
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise StageFailed(f"{root} [machine]: {failure.DISK.advice}") from error
 
 
-def _run_steps(
-    todo: Plan, limits: Limits, watch: Watcher, held: Held, warm: Warm | None, keeper: Keeper | None, left: int
-) -> list[Entry]:
-    entries: dict[str, Entry] = {}
-    for step in todo.steps:
-        watch.start(step)
-        if left:
-            watch.note(step, f"ended {left} processes that a killed driver had left")
-            left = 0
+def _locked(watch: Watcher) -> Watcher:
+    """The same for several threads."""
+    lock = threading.RLock()
+
+    def one_at_a_time(tell: Callable[..., None]) -> Callable[..., None]:
+        def tell_one(*args: object) -> None:
+            with lock:
+                tell(*args)
+
+        return tell_one
+
+    told = one_at_a_time
+    return Watcher(told(watch.start), told(watch.tick), told(watch.done), told(watch.note))
+
+
+@dataclass
+class _Run:
+    """A plan while it runs. left: how many processes of a killed driver were ended before. entries: of the stages that are
+    done."""
+
+    todo: Plan
+    limits: Limits
+    watch: Watcher
+    held: Held
+    warm: Warm | None
+    keeper: Keeper | None
+    left: int
+    entries: dict[str, Entry] = field(default_factory=dict)
+
+    @property
+    def transfer(self) -> Transfer:
+        return Transfer(self.todo.space, self.held.publishing, self.held.still, self.watch.tick, self.watch.note)
+
+    def step(self, step: Step) -> None:
+        self.watch.start(step)
+        if self.left:
+            self.watch.note(step, f"ended {self.left} processes that a killed driver had left")
+            self.left = 0
+        name, entries = step.stage.name, self.entries
         if step.action == "reuse" and step.entry is not None:
-            entries[step.stage.name] = _have(step, todo, watch, held)
-            _tidy(step, limits.keep_work, None if todo.space.store else keeper)
-            watch.done(step, "reused", 0.0)
-            continue
-        forward.inputs(step, todo.space, entries)
+            entries[name] = self.transfer.have(step)
+            self.tidy(step, None if self.todo.space.store else self.keeper)
+            self.watch.done(step, "reused", 0.0)
+            return
+        forward.inputs(step, self.todo.space, entries)
         inputs = {role: entries[name].digest for role, name in step.stage.inputs.items() if name in entries}
-        entry = _run_step(step, todo, limits, watch, inputs, held, warm)
-        entries[step.stage.name] = entry
-        _send(step, entry, todo, watch, held)
-        _tidy(step, limits.keep_work, keeper)
+        entries[name] = entry = _run_step(step, self.todo, self.limits, self.watch, inputs, self.held, self.warm)
+        self.transfer.send(step, entry)
+        self.tidy(step, self.keeper)
         warning = entry.figures.get("warning")
-        watch.done(step, f"done; {warning}" if warning else "done", entry.seconds)
-    if todo.space.store and keeper is not None:  # what goes here was sent before
-        for step in todo.steps:
-            keeper.done(step)
-    return list(entries.values())
+        self.watch.done(step, f"done; {warning}" if warning else "done", entry.seconds)
 
+    def tidy(self, step: Step, keeper: Keeper | None) -> None:
+        with self.held.publishing:
+            _tidy(step, self.limits.keep_work, keeper)
 
-def _have(step: Step, todo: Plan, watch: Watcher, held: Held) -> Entry:
-    """The entry of a step that is reused: what is missing here comes from the store, and what is missing there goes to it."""
-    assert step.entry is not None
-    entry, space = step.entry, todo.space
-    if step.pull and step.stored is not None and space.store:
-        clock, whole = time.monotonic(), step.pull == "output"
-        entry = store.pull(space.store, step.stored, step.folder, _telling(step, watch, held), whole)
-        held.still()
-        ledger.append(space.ledger, entry)
-        if whole:
-            seconds = time.monotonic() - clock
-            watch.note(step, f"fetched {disk.told(step.stored.size)} from the store in {seconds:.0f} s, as published")
-    elif step.stored is None and (step.folder / "output").exists():
-        _send(step, entry, todo, watch, held)
-    return entry
-
-
-def _send(step: Step, entry: Entry, todo: Plan, watch: Watcher, held: Held) -> None:
-    if todo.space.store:
-        clock = time.monotonic()
-        sent = store.send(todo.space.store, todo.space.root, entry, _telling(step, watch, held))
-        watch.note(step, f"sent {disk.told(sent.size)} to the store in {time.monotonic() - clock:.0f} s")
-
-
-def _telling(step: Step, watch: Watcher, held: Held) -> store.Tell:
-    def tell(what: str, done: int, total: int) -> None:
-        held.still()
-        watch.tick(step, Progress(done >> 20, total >> 20, "MB", what))
-
-    return tell
+    def let_go(self) -> None:
+        """What went to the store before may go here at the end, as far as run.keep says."""
+        if self.todo.space.store and self.keeper is not None:
+            for step in self.todo.steps:
+                self.keeper.done(step)
 
 
 def _tidy(step: Step, keep_work: bool, keeper: Keeper | None) -> None:
@@ -178,7 +218,9 @@ def _run_step(
             job = forward.model(job, todo.space, digest, _runner(step, limits, watch, held, warm))
         command = kind.command(job)
         try:
-            peak = _run_command(command, job, limits, watch, step, held, warm) if command is not None else 0
+            peak = 0
+            if command is not None:
+                peak = _run_command(attach.spread(command, job.stage), job, limits, watch, step, held, warm)
             break
         except Passing as error:
             if retry == limits.retries:
@@ -187,13 +229,38 @@ def _run_step(
             wait = BACK_OFF_SECONDS * 2**retry
             watch.note(step, f"{str(error).splitlines()[0]} Attempt {attempt + 1} follows in {wait:.0f} s")
             time.sleep(wait)
+            _room_again(step, watch, held)
     aside = step.folder / ".publishing"
     shutil.rmtree(aside, ignore_errors=True)
     try:
         figures = kind.collect(job, aside)
     except StageFailed as error:
         raise StageFailed(f"stage {step.stage.name}: {error}\nlog: {_log(job)}") from error
+    with held.publishing:
+        return _publish(step, todo, job, aside, inputs, figures, held, started, clock, peak)
+
+
+def _room_again(step: Step, watch: Watcher, held: Held) -> None:
+    """A node may be gone: the stage waits until the cluster has what it needs."""
+    if held.room is not None:
+        held.room.release(step.stage)
+        held.room.wait([step.stage], lambda text: watch.note(step, text), held.still)
+
+
+def _publish(
+    step: Step,
+    todo: Plan,
+    job: Job,
+    aside: Path,
+    inputs: dict[str, str],
+    figures: dict[str, object],
+    held: Held,
+    started: float,
+    clock: float,
+    peak: int,
+) -> Entry:
     held.still()
+    attempt = int(job.attempt.name.removeprefix("attempt-"))
     sums = publish.publish(aside, job.output, step.folder / f"superseded-{attempt}", named=step.entry is not None)
     entry = Entry(
         key=step.key,
@@ -261,7 +328,7 @@ def _runner(step: Step, limits: Limits, watch: Watcher, held: Held, warm: Warm |
     """Runs a short program beside a stage, under its mark."""
 
     def run(command: Command, log: Path) -> int:
-        given = command if warm is None else warm.command(command, PATIENCE)
+        given = attach.spread(command, step.stage, nodes=1) if warm is None else warm.command(command, PATIENCE)
         beside = warm.mark if warm is not None else None
         stall, seen = limits.stall_seconds, held.register.seen
 

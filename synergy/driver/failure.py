@@ -57,7 +57,8 @@ _KNOWN: tuple[tuple[str, Cause], ...] = (
         Cause("machine", "the network failed", passing=True),
     ),
     (
-        r"raylet.*(died|failed)|RayletDied|NodeDiedError|ActorDiedError.*node",
+        r"raylet.*(died|failed)|RayletDied|NodeDiedError|ActorDiedError.*node|[Nn]ode (was|is) (terminated|dead)|"
+        r"Total available GPUs \S+ is less than total desired GPUs",
         Cause("machine", "a Ray node was lost", passing=True),
     ),
 )  # in order of weight: a full disk makes much else fail

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ def digest(path: Path, cache: Path | None = None) -> str:
 def remember(cache: Path, mark: str, value: str) -> None:
     """That what has this fingerprint has this digest, if the cache can be written."""
     if os.access(cache.parent, os.W_OK):
-        aside = cache.with_suffix(f".{os.getpid()}")
+        aside = cache.with_suffix(f".{os.getpid()}-{threading.get_ident()}")
         aside.write_text(json.dumps({**_known(cache), mark: value}))
         os.replace(aside, cache)
 

@@ -46,7 +46,8 @@ def held(root: Path, takeover: bool = False) -> Iterator[Callable[[], None]]:
         _lock_lease(lease, root, takeover)
         stack.callback(lease.release)
         _sign(root)
-        yield lambda: _still(lease, root)
+        token = lease.token  # filelock tells it to this thread only
+        yield lambda: _still(lease, token, root)
 
 
 def owner(root: Path) -> str:
@@ -114,9 +115,9 @@ def _pulse(root: Path) -> tuple[int, int] | None:
     return stat.st_mtime_ns, stat.st_ino
 
 
-def _still(lease: SoftFileLease, root: Path) -> None:
+def _still(lease: SoftFileLease, token: str | None, root: Path) -> None:
     there = lease.owner
-    if there is not None and there.token != lease.token:
+    if there is not None and there.token != token:
         raise UserError(
             f"another driver has taken {root} over ({owner(root)}) while this one was suspended or cut off; this one stops"
         )

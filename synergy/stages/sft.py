@@ -17,12 +17,13 @@ from typing import Any
 import yaml
 
 from synergy import paths
+from synergy.cluster import needs
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
 from synergy.stages import Command, Job, Progress, Stage, llamafactory_check, schedule, sft_spread
 
 IDENTITY = frozenset({"config", "template", "weight", "open_ended", "seed", "choose", "batch", schedule.SETTING})
-RUNTIME = frozenset({"env", "gpus"})
+RUNTIME = frozenset({"env", "gpus", needs.SETTING})
 FRAMEWORKS: tuple[str, ...] = ("llamafactory",)
 PACKAGES: tuple[str, ...] = ("llamafactory", "transformers", "torch", "accelerate")
 LOADER = ("llamafactory", "transformers")

@@ -1,4 +1,4 @@
-"""How LLaMA-Factory's training is spread over the GPUs of this host, and what of that is refused.
+"""How LLaMA-Factory's training is spread over the GPUs of this host, or of a cluster's nodes, and what of that is refused.
 
 ``sft.batch`` is what a step sees in all; accumulation follows from it, so that the number of GPUs and the rows that one of
 them takes at a time change nothing but speed, and stay out of the identity. The weights are sharded by FSDP2
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from synergy import environments, machine
+from synergy.cluster import needs
 from synergy.errors import UserError
 
 MICRO = "per_device_train_batch_size"
@@ -43,7 +44,17 @@ def identity(config: Mapping[str, Any], batch: int | None) -> dict[str, Any]:
 
 
 def processes(settings: Mapping[str, Any]) -> int:
-    """One per GPU: ``sft.gpus``, or all that the host has; one without GPU."""
+    """One per GPU: ``sft.gpus``, or all that the host has, or those of the stage's nodes on a cluster; one without GPU."""
+    return _nodes(settings) * _per_node(settings)
+
+
+def _nodes(settings: Mapping[str, Any]) -> int:
+    return int(settings.get(needs.SETTING, {}).get("nodes", 1))
+
+
+def _per_node(settings: Mapping[str, Any]) -> int:
+    if placed := settings.get(needs.SETTING):
+        return max(1, int(placed["gpus"]))
     return int(settings["gpus"] or max(1, len(machine.gpus())))
 
 
@@ -81,7 +92,9 @@ def env(settings: Mapping[str, Any]) -> dict[str, str]:
     the first two of its variables are known before the process group is made, which then can gather on CPU too."""
     config, count = settings["config"], processes(settings)
     torchrun = count > 1 or sharded(config)
-    made = {"NPROC_PER_NODE": str(count), "NNODES": "1"} | ({"FORCE_TORCHRUN": "1"} if torchrun else {})
+    made = {"NPROC_PER_NODE": str(_per_node(settings)), "NNODES": str(_nodes(settings))} | (
+        {"FORCE_TORCHRUN": "1"} if torchrun else {}
+    )
     if config.get("fsdp"):
         made |= {"ACCELERATE_USE_FSDP": "true", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_VERSION": "2"}
     return made
@@ -108,13 +121,18 @@ def check_resume(folder: Path, settings: Mapping[str, Any]) -> None:
 def check(settings: Mapping[str, Any], python: str) -> None:
     """Raises UserError for what can't be launched as asked, would train wrongly, or would end without a model."""
     config, seen, count = written_out(settings["config"]), machine.gpus(), processes(settings)
-    if seen and count > len(seen):
+    placed = needs.SETTING in settings
+    if placed and settings["gpus"] not in (None, _per_node(settings)):
+        raise UserError(
+            f"sft.gpus={settings['gpus']} with cluster=ray: set cluster.gpus or cluster.stages.sft.gpus instead"
+        )
+    if seen and count > len(seen) and not placed:
         raise UserError(f"sft.gpus={count}: this host has {len(seen)}")
     steps = accumulation(settings)
     taken = sorted({"NPROC_PER_NODE", "NNODES", "FORCE_TORCHRUN"} & set(settings["env"]))
     if taken:
         raise UserError(f"sft.env.{taken[0]} is set by the driver; set sft.gpus, of one host")
-    if sharded(config) and not seen:
+    if sharded(config) and not seen and not placed:
         key = "fsdp" if config.get("fsdp") else "deepspeed"
         raise UserError(f"sft.config.{key} needs GPUs, and there are none here; set sft.config.{key}=null")
     if config.get("fsdp"):

@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from synergy.cluster import needs
 from synergy.config import Config
 from synergy.errors import UserError
 from synergy.stages import Stage
@@ -37,7 +38,7 @@ def stages(cfg: Config) -> list[Stage]:
         *map(blocks.levels_input, cfg.evaluate.benchmarks),
     }
     _check_order(planned, outside)
-    return planned
+    return needs.place(cfg, planned)
 
 
 def _knobs(schema: type, given: Mapping[str, Any], name: str) -> Any:

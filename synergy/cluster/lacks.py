@@ -1,0 +1,98 @@
+"""What a cluster lacks for a recipe, told before anything is queued."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import time
+import uuid
+from collections.abc import Collection, Iterable, Sequence
+
+from synergy.cluster import jobs, probe
+from synergy.cluster.needs import Need, Node
+from synergy.errors import UserError
+
+PROBE_SECONDS = 180.0
+
+
+def sizes(needs: Iterable[Need], there: Sequence[Node], late: bool) -> str | None:
+    """None, or what is lacking where nodes may come late. Raises UserError where they may not."""
+    for need in sorted(set(needs), key=lambda need: (need.nodes * need.gpus, need.memory_gb), reverse=True):
+        fit = sum(node.holds(need) for node in there)
+        if fit < need.nodes:
+            have = f"{fit} of its {len(there)} nodes {'has' if fit == 1 else 'have'} that"
+            told = f"a stage needs {need}, and {have}: {listed(there)}"
+            if late:
+                return told
+            raise UserError(
+                f"the cluster is too small: {told}. Lower cluster.nodes, cluster.gpus or cluster.memory_gb, add nodes, or set "
+                "cluster.late=true if they join later"
+            )
+    return None
+
+
+def listed(there: Collection[Node]) -> str:
+    return "; ".join(
+        f"{node.name}{' [head]' if node.head else ''} {node.gpus} GPUs, {node.cpus:g} CPUs, {node.memory_gb:.0f} GB"
+        for node in there
+    )
+
+
+def ray_version(client: jobs.Client) -> None:
+    """Raises UserError unless the cluster's Ray is the one here."""
+    import ray
+
+    if client.ray != ray.__version__:
+        raise UserError(
+            f"the cluster at {client.address} runs Ray {client.ray}, and here is {ray.__version__}: submit from an environment "
+            "with the cluster's version, or start the cluster with this one"
+        )
+
+
+def look(client: jobs.Client, interpreter: str, pythons: Collection[str], folder: str | None) -> None:
+    """Sends the probe and waits for what it tells. interpreter: shell words that start the driver's Python.
+
+    Raises UserError for a node or interpreter that is not as here, and where no driver could be started at all."""
+    spec = json.dumps({"pythons": sorted(pythons), "folder": folder})
+    name = f"synergy-probe-{uuid.uuid4().hex[:8]}"
+    jobs.send(client, f"{interpreter} -m {probe.__name__} {shlex.quote(spec)}", name, {}, {"synergy": "probe"})
+    end = time.monotonic() + PROBE_SECONDS
+    try:
+        while not (found := jobs.info(client, name)).status.is_terminal():
+            if time.monotonic() > end:
+                raise UserError(
+                    f"the cluster at {client.address} did not run a first small job within {PROBE_SECONDS:.0f} s"
+                )
+            time.sleep(0.2)
+    except BaseException:
+        jobs.stop(client, name, 5.0)
+        raise
+    log = client.sdk.get_job_logs(name)
+    client.sdk.delete_job(name)
+    line = re.findall(rf"^{re.escape(probe.MARK)}(.+)$", log, re.M)
+    if not line:
+        last = [row for row in log.splitlines() if row.strip() and "Running entrypoint" not in row][-3:]
+        why = f"{found.status.value}: {' / '.join(last) or found.message}"
+        raise UserError(
+            f"the driver can't start on the cluster at {client.address} ({why}). cluster.python names the interpreter there, "
+            "cluster.workdir the folder; both must be on the head as they are here, or be named"
+        )
+    _compare(client, probe.Found(**json.loads(line[-1])))
+
+
+def _compare(client: jobs.Client, there: probe.Found) -> None:
+    import ray
+
+    import synergy
+
+    here = (probe.python(), ray.__version__, synergy.__version__, probe.source())
+    names = ("Python", "Ray", "Synergy", "Synergy's files (digest)")
+    for name, mine, theirs in zip(names, here, (there.python, there.ray, there.synergy, there.source), strict=True):
+        if mine.rpartition(".")[0] != theirs.rpartition(".")[0] if name == "Python" else mine != theirs:
+            raise UserError(
+                f"{name} here is {mine}, and {theirs} in the driver's environment on the cluster at {client.address}: bring "
+                "both to the same, or name another interpreter there by cluster.python"
+            )
+    if there.problems:
+        raise UserError(f"the cluster at {client.address} is not ready: " + "; ".join(there.problems))

@@ -1,0 +1,108 @@
+"""What a stage needs of a cluster: nodes, and of each GPUs, processors and memory; its run-time setting ``cluster``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from synergy.config import Config
+from synergy.errors import UserError
+from synergy.stages import KINDS, Stage
+
+SETTING = "cluster"
+KINDS_CHOICE = ("local", "ray")
+SPREAD = ("sft", "rl")
+"""Kinds that train on several nodes at once."""
+PLACED = (*SPREAD, "sample", "evaluate")
+"""Kinds that run on nodes of the cluster's choice; the others need no GPU and run beside the driver."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """nodes: how many; gpus, cpus, memory_gb: of each (0: none)."""
+
+    nodes: int
+    gpus: int
+    cpus: float = 1.0
+    memory_gb: float = 0.0
+
+    def __str__(self) -> str:
+        memory = f" and {self.memory_gb:g} GB of memory" if self.memory_gb else ""
+        return f"{self.nodes} node{'s' * (self.nodes != 1)} with {self.gpus} GPU{'s' * (self.gpus != 1)}{memory}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster, with what Ray may give away of it. memory_gb: 1e9 bytes."""
+
+    id: str
+    name: str
+    gpus: int
+    cpus: float
+    memory_gb: float
+    head: bool = False
+
+    @classmethod
+    def of(cls, state: Any) -> Node:
+        """From Ray's NodeState."""
+        there = state.resources_total or {}
+        gpus, cpus, memory = (float(there.get(name, 0)) for name in ("GPU", "CPU", "memory"))
+        return cls(
+            state.node_id, f"{state.node_name} ({state.node_ip})", int(gpus), cpus, memory / 1e9, state.is_head_node
+        )
+
+    def holds(self, need: Need) -> bool:
+        return self.gpus >= need.gpus and self.cpus >= need.cpus and self.memory_gb >= need.memory_gb
+
+    def less(self, need: Need) -> Node:
+        left = (self.gpus - need.gpus, self.cpus - need.cpus, self.memory_gb - need.memory_gb)
+        return replace(self, gpus=left[0], cpus=left[1], memory_gb=left[2])
+
+
+def of(stage: Stage) -> Need | None:
+    """None for a stage that runs beside the driver."""
+    found = stage.settings.get(SETTING)
+    return None if found is None else Need(**found)
+
+
+def place(cfg: Config, planned: Sequence[Stage]) -> list[Stage]:
+    """The stages, with what each needs among its settings. Raises UserError for settings that can't be."""
+    if cfg.cluster.kind not in KINDS_CHOICE:
+        raise UserError(
+            f"cluster.kind={cfg.cluster.kind!r} is one of {', '.join(KINDS_CHOICE)}; set cluster=local or cluster=ray"
+        )
+    if cfg.cluster.kind == "local":
+        return list(planned)
+    known = {*(stage.name for stage in planned), *KINDS}
+    if strange := sorted(set(cfg.cluster.stages) - known):
+        raise UserError(
+            f"cluster.stages.{strange[0]} is neither a stage of this recipe nor a kind: {', '.join(sorted(known))}"
+        )
+    return [_placed(cfg, stage) for stage in planned]
+
+
+def _placed(cfg: Config, stage: Stage) -> Stage:
+    if stage.kind not in PLACED:
+        return stage
+    cluster, trainer = cfg.cluster, cfg.rl.verl.get("trainer", {})
+    nodes = cluster.nodes or int(trainer.get("nnodes", 1))
+    gpus = int(trainer.get("n_gpus_per_node", 8)) if cluster.gpus is None else cluster.gpus
+    need = Need(nodes if stage.kind in SPREAD else 1, gpus, cluster.cpus, cluster.memory_gb or 0.0)
+    for name in (stage.kind, stage.name):
+        need = _changed(need, cluster.stages.get(name) or {}, f"cluster.stages.{name}")
+    if need.nodes != 1 and stage.kind not in SPREAD:
+        raise UserError(f"stage {stage.name} ({stage.kind}) runs on one node, not on {need.nodes}: set its nodes to 1")
+    return replace(stage, settings={**stage.settings, SETTING: asdict(need)})
+
+
+def _changed(need: Need, given: Mapping[str, Any], where: str) -> Need:
+    names = [item.name for item in fields(Need)]
+    if wrong := [name for name in given if name not in names]:
+        raise UserError(f"{where}.{wrong[0]} is none of {', '.join(names)}")
+    changes: dict[str, Any] = dict(given)
+    made = replace(need, **changes)
+    made = replace(made, nodes=int(made.nodes), gpus=int(made.gpus))
+    if made.nodes < 1 or made.gpus < 0 or made.cpus < 0 or made.memory_gb < 0:
+        raise UserError(f"{where}: {made} can't be had; nodes from 1, the others from 0")
+    return made

@@ -1,0 +1,69 @@
+"""Stages that don't need each other run at the same time, as far as the cluster has room; each in a thread of the driver's.
+
+When one fails, nothing new begins and what runs is let finish, so that no work is lost; then the failure is told. An
+interruption ends them all.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from synergy.cluster.room import Room
+from synergy.driver.plan import Step
+
+Do = Callable[[Step], None]
+
+
+class Stop:
+    """Asked by every running stage about once a second; raises once it was called."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def __call__(self) -> None:
+        if self.event.is_set():
+            raise KeyboardInterrupt
+
+
+def run(steps: Sequence[Step], room: Room, do: Do, note: Callable[[Step, str], None], stop: Stop) -> None:
+    """Calls ``do`` for every step, none before all that it reads is done. Raises what the first one that failed raised.
+
+    note: hears why a step waits, and that others finish after a failure."""
+    pending, running = list(steps), dict[Future[None], Step]()
+    failure: BaseException | None = None
+    with ThreadPoolExecutor(max_workers=max(1, len(steps)), thread_name_prefix="stage") as pool:
+        try:
+            while pending or running:
+                ready = [] if failure else _ready(pending, [*pending, *running.values()])
+                chosen = [step for step in ready if room.claim(step.stage)]
+                if ready and not chosen and not running:
+                    first = room.wait([step.stage for step in ready], functools.partial(note, ready[0]), stop)
+                    chosen = [step for step in ready if step.stage is first]
+                for step in chosen:
+                    pending.remove(step)
+                    running[pool.submit(do, step)] = step
+                if not running:
+                    break  # after a failure
+                for future in wait(running, timeout=1.0, return_when=FIRST_COMPLETED).done:
+                    step = running.pop(future)
+                    room.release(step.stage)
+                    if (error := future.exception()) is not None and failure is None:
+                        failure = error
+                        if running:
+                            note(
+                                step,
+                                f"failed; {', '.join(s.stage.name for s in running.values())} still runs to its end",
+                            )
+        except BaseException:
+            stop.event.set()
+            raise
+    if failure is not None:
+        raise failure
+
+
+def _ready(pending: Sequence[Step], unfinished: Sequence[Step]) -> list[Step]:
+    names = {step.stage.name for step in unfinished}
+    return [step for step in pending if not names & set(step.stage.inputs.values())]

@@ -1,0 +1,246 @@
+"""Clusters without one: what stages need, what fits side by side, and the scripts for Slurm and Kubernetes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from test_strategies import config
+
+from synergy import paths, stages, strategies
+from synergy.cluster import attach, needs
+from synergy.cluster.needs import Need, Node
+from synergy.cluster.room import Room, fits
+from synergy.driver import side_by_side
+from synergy.driver.plan import Step
+from synergy.errors import StageFailed, UserError
+from synergy.stages import Command, Stage
+
+SBATCH = {"job-name", "nodes", "ntasks-per-node", "exclusive", "gpus-per-node", "mem", "output", "signal", "requeue"}
+"""Of sbatch(1), Slurm 20.11 and newer, those that the template uses."""
+
+
+def node(gpus: int, cpus: float = 8.0, memory_gb: float = 64.0) -> Node:
+    return Node("id", "name", gpus, cpus, memory_gb)
+
+
+def test_stages_say_what_they_need_and_their_settings_are_otherwise_the_same() -> None:
+    words = [
+        "cluster=ray",
+        "cluster.nodes=2",
+        "cluster.gpus=4",
+        "+cluster.stages.evaluate.gpus=1",
+        "rl.module=verl_fork",
+    ]
+    there, here = (strategies.stages(config("model_merging", *more)) for more in (words, ()))
+    found = {stage.name: needs.of(stage) for stage in there}
+    assert found["sft"] == found["rl"] == Need(2, 4) and found["eval-base"] == Need(1, 1)
+    assert found["data"] is found["merge-0.5"] is None
+    for one, other in zip(there, here, strict=True):
+        settings = {name: value for name, value in one.settings.items() if name != needs.SETTING}
+        assert settings == dict(other.settings)
+        assert stages.kind(one.kind).identity(one.settings) == stages.kind(one.kind).identity(other.settings)
+
+
+@pytest.mark.parametrize(
+    ("told", "word"),
+    [
+        ("neither a stage of this recipe nor a kind", "+cluster.stages.evaluation.gpus=1"),
+        ("is none of nodes, gpus, cpus, memory_gb", "+cluster.stages.sft.gpu=1"),
+        ("runs on one node, not on 2", "+cluster.stages.evaluate.nodes=2"),
+        ("can't be had", "+cluster.stages.sft.nodes=0"),
+        ("is one of local, ray", "cluster.kind=slurm"),
+    ],
+)
+def test_needs_that_can_not_be_are_refused(told: str, word: str) -> None:
+    with pytest.raises(UserError, match=told):
+        strategies.stages(config("sft", "cluster=ray", word))
+
+
+@pytest.mark.parametrize(
+    ("fine", "wanted", "there"),
+    [
+        (True, [Need(1, 1), Need(1, 1)], [node(1), node(1)]),
+        (False, [Need(1, 1), Need(1, 1), Need(1, 1)], [node(1), node(1)]),
+        (True, [Need(1, 1), Need(2, 8)], [node(9), node(8)]),
+        (False, [Need(2, 8)], [node(16)]),
+        (True, [Need(1, 4), Need(1, 2), Need(1, 2)], [node(4), node(4)]),
+        (False, [Need(1, 0, 1, 100)], [node(0)]),
+        (False, [Need(1, 0, 6), Need(1, 0, 6)], [node(0)]),
+        (True, [Need(1, 0)], [node(0)]),
+    ],
+)
+def test_what_fits_side_by_side(fine: bool, wanted: list[Need], there: list[Node]) -> None:
+    assert fits(wanted, there) is fine
+
+
+def steps(tmp_path: Path, **inputs: list[str]) -> list[Step]:
+    need = {needs.SETTING: {"nodes": 1, "gpus": 1, "cpus": 1.0, "memory_gb": 0.0}}
+    made = [Stage(name, "sft", need, {read: read for read in reads}) for name, reads in inputs.items()]
+    return [Step(stage, stage.name, {}, tmp_path, {}, "run", "") for stage in made]
+
+
+def run(todo: list[Step], gpus: int, do: Callable[[Step], None], seconds: float = 1.0) -> list[str]:
+    notes: list[str] = []
+    room = Room(seconds, lambda: [node(gpus)])
+    try:
+        side_by_side.run(todo, room, do, lambda step, text: notes.append(text), side_by_side.Stop())
+    finally:
+        assert not room.claims
+    return notes
+
+
+def test_independent_stages_run_at_once_where_they_fit_and_in_turn_where_not(tmp_path: Path) -> None:
+    todo = steps(tmp_path, sft=[], rl=[], merged=["sft", "rl"])
+    for gpus, most in ((2, 2), (1, 1)):
+        lock, now, seen, order = threading.Lock(), [0], [0], []
+
+        def do(
+            step: Step,
+            lock: threading.Lock = lock,
+            now: list[int] = now,
+            seen: list[int] = seen,
+            order: list[str] = order,
+        ) -> None:
+            with lock:
+                now[0] += 1
+                seen[0] = max(seen[0], now[0])
+                order.append(step.stage.name)
+            time.sleep(0.2)
+            with lock:
+                now[0] -= 1
+
+        run(todo, gpus, do)
+        assert seen[0] == most and sorted(order[:2]) == ["rl", "sft"] and order[2] == "merged"
+
+
+def test_after_a_failure_what_runs_is_finished_and_nothing_begins(tmp_path: Path) -> None:
+    todo, done = steps(tmp_path, bad=[], good=[], next=["good"]), []
+
+    def do(step: Step) -> None:
+        if step.stage.name == "bad":
+            raise StageFailed("bad failed")
+        time.sleep(0.5)
+        done.append(step.stage.name)
+
+    with pytest.raises(StageFailed, match="bad failed"):
+        run(todo, 2, do)
+    assert done == ["good"]
+
+
+def test_a_stage_waits_for_nodes_and_gives_up_with_one_message(tmp_path: Path) -> None:
+    with pytest.raises(
+        StageFailed, match=r"needs 1 node with 1 GPU, and the cluster has .* 0 GPUs.*cluster.wait_minutes"
+    ):
+        run(steps(tmp_path, sft=[]), 0, lambda step: None)
+    came, asked = [node(0)], [0]
+
+    def there() -> list[Node]:
+        asked[0] += 1
+        return came if asked[0] < 2 else [node(1)]
+
+    notes: list[str] = []
+    room = Room(60.0, there)
+    todo = steps(tmp_path, sft=[])
+    side_by_side.run(todo, room, lambda step: None, lambda step, text: notes.append(text), side_by_side.Stop())
+    assert len(notes) <= 1 and asked[0] >= 2
+
+
+def test_verl_attaches_and_all_else_goes_out_by_the_launcher() -> None:
+    planned = {
+        s.name: s for s in strategies.stages(config("two_stage", "cluster=ray", "cluster.nodes=2", "cluster.gpus=8"))
+    }
+    rl, sft = planned["two_stage"], planned["sft"]
+    words = attach.verl_overrides(rl.settings, {"VERL_X": "1", "RAY_AUTH_MODE": "token"})
+    assert words["trainer.nnodes"] == 2 and words["trainer.n_gpus_per_node"] == 8
+    assert words["++ray_kwargs.ray_init.address"] == "auto" and words["++ray_kwargs.ray_init.num_cpus"] is None
+    envs = [name for name in words if "env_vars" in name]
+    assert envs == ["++ray_kwargs.ray_init.runtime_env.env_vars.VERL_X"], "what concerns Ray is the cluster's to say"
+    command = Command(("llamafactory-cli", "train", "x.yaml"), {"A": "1", "RAY_B": "1"})
+    assert attach.spread(command, rl) is command
+    out = attach.spread(command, sft)
+    assert out.argv[-4:] == ("--", "llamafactory-cli", "train", "x.yaml") and "--nodes=2" in out.argv
+    assert "--env=A" in out.argv and "RAY_B" not in out.env
+    local = strategies.stages(config("sft"))
+    assert all(attach.spread(command, stage) is command for stage in local)
+
+
+def dry(form: str, *words: str) -> str:
+    argv = [sys.executable, "-m", "synergy.submit", f"--dry-run={form}", "recipe=two_stage", "cluster=ray", *words]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=paths.PACKAGE.parent)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["cluster.nodes=4", "cluster.gpus=8", "cluster.memory_gb=500", '+cluster.env.A="b c\'d"']]
+)
+def test_the_slurm_script_is_bash_with_options_that_sbatch_knows(words: list[str], tmp_path: Path) -> None:
+    text = dry("slurm", f"run.dir={tmp_path}/a b", *words)
+    (tmp_path / "job.sh").write_text(text)
+    subprocess.run(["bash", "-n", tmp_path / "job.sh"], check=True)
+    options = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(\S+))?$", text, re.M))
+    assert set(options) <= SBATCH and len(re.findall("(?m)^#SBATCH", text)) == len(options)
+    first_command = min(n for n, row in enumerate(text.splitlines()) if row and not row.startswith("#"))
+    assert max(n for n, row in enumerate(text.splitlines()) if row.startswith("#SBATCH")) < first_command
+    assert options["nodes"] == ("4" if words else "1") and f"'run.dir={tmp_path}/a b'" in text
+    assert ("ray start --address" in text) is bool(words)
+
+
+def test_the_slurm_script_runs(tmp_path: Path) -> None:
+    """With stand-ins for Slurm's and Ray's commands: the driver gets the words, and its end is the script's."""
+    text = dry("slurm", "cluster.nodes=2", f"cluster.workdir={tmp_path}", f"cluster.python={tmp_path}/bin/python")
+    (tmp_path / "bin").mkdir()
+    both = f"while [ $(cat {tmp_path}/ray.txt | wc -l) -lt 2 ]; do /bin/sleep 0.1; done"  # the nodes are up
+    for name, does in {
+        "scontrol": "printf 'n1\\nn2\\n'",
+        "srun": 'while [[ $1 == -* ]]; do shift; done; exec "$@"',
+        "ray": f'echo "$@" token=${{#RAY_AUTH_TOKEN}} >> {tmp_path}/ray.txt; exec sleep 60',
+        "python": f'echo "$RAY_ADDRESS $@" > {tmp_path}/driver.txt; {both}; exit 7',
+        "sleep": "[ $1 = 60 ] && exec /bin/sleep 60; exit 0",
+        "hostname": "echo 127.0.0.1",
+    }.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{does}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    (tmp_path / "job.sh").write_text(text)
+    env = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": "5"}
+    done = subprocess.run(["bash", tmp_path / "job.sh"], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 7, done.stderr
+    assert (
+        (tmp_path / "driver.txt").read_text().startswith("127.0.0.1:20005 -m synergy.run recipe=two_stage cluster=ray")
+    )
+    told = sorted((tmp_path / "ray.txt").read_text().splitlines())
+    assert len(told) == 2 and "--address=127.0.0.1:20005" in told[0] and "--head" in told[1] and "token=64" in told[1]
+
+
+def test_the_rayjob_is_what_its_crd_asks_for() -> None:
+    words = ["cluster.image=registry/synergy:1", "cluster.claim=runs", "cluster.nodes=2", "cluster.gpus=8"]
+    made = yaml.safe_load(dry("kuberay", *words, "+cluster.env.A='b \"c'", "cluster.memory_gb=500"))
+    schema = json.loads(Path(__file__).with_name("rayjob_schema.json").read_text())
+    jsonschema.validate(made, schema)
+    (group,) = made["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+    assert group["replicas"] == 2 and limits["nvidia.com/gpu"] == "8" and limits["memory"] == "500G"
+    assert json.loads(made["spec"]["runtimeEnvYAML"])["env_vars"] == {"A": 'b "c'}
+    assert "-m synergy.run recipe=two_stage cluster=ray" in made["spec"]["entrypoint"]
+    group["replicas"] = "two"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(made, schema)
+
+
+@pytest.mark.parametrize(
+    ("form", "told"), [("kuberay", "needs cluster.image=NAME"), ("pbs", "is one of slurm, kuberay")]
+)
+def test_a_dry_run_that_lacks_something_says_what(form: str, told: str) -> None:
+    argv = [sys.executable, "-m", "synergy.submit", f"--dry-run={form}", "recipe=sft", "cluster=ray"]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=paths.PACKAGE.parent)
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr
