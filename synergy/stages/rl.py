@@ -147,8 +147,9 @@ def _compose(argv: tuple[str, ...]) -> None:
 
 
 def _env(settings: Mapping[str, Any]) -> dict[str, str]:
-    """RAY_ADDRESS: Ray would join any cluster that it finds on this machine, somebody else's too."""
-    return {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", "RAY_ADDRESS": "local", **settings["env"]}
+    """RAY_ADDRESS: without a cluster of its own (cluster=ray) verl would join any that it finds here, somebody else's too."""
+    alone = {} if needs.SETTING in settings else {"RAY_ADDRESS": "local"}
+    return {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **alone, **settings["env"]}
 
 
 def _rows(job: Job) -> int:
