@@ -5,7 +5,7 @@ python benchmarks/verify_speed.py [gigabytes=3] [shards=4] [turns=5] [folder=.] 
 Makes a bfloat16 checkpoint of that size and its successor, in which half of the bytes differ, in a temporary folder below
 `folder`, and deletes them. Each turn takes in another order, with two processors: reading all bytes of a checkpoint, as many
 files at a time and in pieces as large as verification does; `verify.model` and the content digest (index, headers, NaN and
-SHA-256 in one pass), in a process of its own, so that nothing is remembered; and the same with the comparison to the input's
+BLAKE3 in one pass), in a process of its own, so that nothing is remembered; and the same with the comparison to the input's
 weights, which reads some of the input too. State of the page cache: the same before every measurement, either cold (all pages
 of both checkpoints dropped by posix_fadvise) or warm (all read just before, and more memory free than they need).
 """

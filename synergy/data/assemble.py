@@ -6,12 +6,11 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from hashlib import file_digest
 from pathlib import Path
 
 from synergy.data import portion, writers
 from synergy.data.portion import Portion
-from synergy.driver import handoff
+from synergy.driver import handoff, scan
 
 SPLITS = {"train": "train.jsonl", "validation": "val.jsonl"}
 RECORDS, SFT, RL, BENCHMARKS = "records", "llamafactory", "verl", "vlmevalkit"
@@ -37,12 +36,7 @@ def write(portions: Sequence[Portion], out: Path) -> dict[str, str]:
             lines = [file for one in kept if one.part.source.into == into for file in one.files(portion.SFT)]
             _array(lines, out / SFT / f"{into}.json")
     texts = [*(out / RECORDS).glob("*.jsonl"), *(out / SFT).glob("*.json")]
-    return sums | {str(file.relative_to(out)): sha(file) for file in texts}
-
-
-def sha(file: Path) -> str:
-    with file.open("rb") as stream:
-        return file_digest(stream, "sha256").hexdigest()
+    return sums | {str(file.relative_to(out)): scan.one(file).sum for file in texts}
 
 
 def _append(files: Sequence[Path], target: Path) -> None:

@@ -6,7 +6,6 @@ new source leaves the others alone. Files of rows count by content, images that 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import time
@@ -16,6 +15,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 from synergy import machine
 from synergy.data import examine, readers
@@ -58,7 +59,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Part:
-    """key: SHA-256 of its rows, which name images by theirs. folder: with ROWS and images/. new: made by this call."""
+    """key: sum of its rows, which name images by theirs. folder: with ROWS and images/. new: made by this call."""
 
     source: Source
     key: str
@@ -147,14 +148,14 @@ def fresh(folder: Path) -> str | None:
 
 
 def _write(task: Task, out: Path, crew: Crew, tell: Tell) -> tuple[int, str]:
-    """Returns how many rows there are, and the SHA-256 of their file."""
-    total, media, last, sha = 0, dict[str, tuple[int, int]](), 0.0, hashlib.sha256()
+    """Returns how many rows there are, and the sum of their file."""
+    total, media, last, total_sum = 0, dict[str, tuple[int, int]](), 0.0, blake3()
     what = f"data.sources {task.source.name}"
     with (out / ROWS).open("wb") as stream, (out / HEADS).open("w") as heads:
         for looked in crew.map(partial(examine.work, task), readers.chunks(task.source), what):
             text = looked.text.encode("ascii")
             stream.write(text)
-            sha.update(text)
+            total_sum.update(text)
             heads.write(json.dumps([len(text), looked.heads]) + "\n")
             total += len(looked.heads)
             media.update(looked.media)
@@ -165,4 +166,4 @@ def _write(task: Task, out: Path, crew: Crew, tell: Tell) -> tuple[int, str]:
         raise UserError(f"{what}: {task.source.path} holds no rows")
     tell(task.source.name, total)
     (out / FILES).write_text(json.dumps(media), encoding="utf-8")
-    return total, sha.hexdigest()
+    return total, total_sum.hexdigest()

@@ -7,7 +7,6 @@ spans of rows and write a file of each kind for every span.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -28,7 +27,7 @@ from synergy.data.problems import Problem
 from synergy.data.records import Record
 from synergy.data.told import Told
 from synergy.data.writers import Turn
-from synergy.driver import identity, manifest
+from synergy.driver import identity, manifest, scan
 from synergy.errors import UserError
 
 VERSION = 1
@@ -104,7 +103,7 @@ def of_part(job: Job, home: Path, crew: Crew, tell: Tell) -> Portion:
             tell(f"{source.name}, written", found.rows[source.name])
         text = json.dumps(found.row()) + "\n"
         (aside / DONE).write_text(text)
-        sealed.seal(aside, {**sums, DONE: identity.sha(text)}, home / DIGESTS)
+        sealed.seal(aside, {**sums, DONE: scan.content(text.encode())}, home / DIGESTS)
     return Portion(part, key, folder, found, sums)
 
 
@@ -127,12 +126,7 @@ def _write(job: Job, span: Span) -> tuple[Told, dict[str, str]]:
             found.files[f"verl/{split}"] += count
             if not count:
                 paths[RL].unlink()
-    return found, {path.name: _sha(path) for path in job.out.glob(f"{number}.*")}
-
-
-def _sha(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return found, {path.name: scan.one(path).sum for path in job.out.glob(f"{number}.*")}
 
 
 def _turns(rows: Iterator[tuple[Record, str]], instruction: str, sft: TextIO, found: Told) -> Iterator[Turn]:
@@ -152,7 +146,7 @@ class _Media:
 
     def __call__(self, name: str) -> bytes:
         data = (self.part.folder / name).read_bytes()
-        if not self.part.new and hashlib.sha256(data).hexdigest() != Path(name).stem:
+        if not self.part.new and scan.content(data) != Path(name).stem:
             raise UserError(
                 f"{self.part.folder / name} was changed since it was read; delete {self.part.folder} and try again"
             )

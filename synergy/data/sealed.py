@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from synergy.driver import identity, manifest
+from synergy.driver import identity, manifest, scan
 
 
 def seal(folder: Path, sums: Mapping[str, str], cache: Path) -> None:
@@ -34,5 +34,5 @@ def broken(folder: Path, cache: Path) -> str | None:
 
 def _digest(folder: Path, sums: Mapping[str, str]) -> str:
     """Of the files with these sums and the manifest itself, as ``identity.digest`` would give it."""
-    whole = {**sums, manifest.FILE: identity.sha((folder / manifest.FILE).read_bytes())}
+    whole = {**sums, manifest.FILE: scan.content((folder / manifest.FILE).read_bytes())}
     return identity.digest_of({name: whole[name] for name in sorted(whole, key=Path)})

@@ -25,7 +25,7 @@ from synergy.data.portion import Job, Portion, Rules
 from synergy.data.readers import Source
 from synergy.data.readers.shapes import SHAPES
 from synergy.data.told import Told
-from synergy.driver import externals, identity, retention
+from synergy.driver import externals, identity, retention, scan
 from synergy.errors import UserError
 
 VERSION = 2
@@ -179,7 +179,7 @@ def _publish(cfg: Config, portions: list[Portion], held: list[Part], rules: Rule
         (aside / DONE).write_text(json.dumps(counts, indent=1) + "\n")
         more = [aside / DONE, *(file for file in (aside / "report").rglob("*") if file.is_file())]
         sealed.seal(
-            aside, sums | {str(file.relative_to(aside)): assemble.sha(file) for file in more}, home / part.DIGESTS
+            aside, sums | {str(file.relative_to(aside)): scan.one(file).sum for file in more}, home / part.DIGESTS
         )
     return place
 

@@ -19,7 +19,8 @@ from synergy import paths, stages
 from synergy.driver import scan
 from synergy.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
+"""2: content is known by its BLAKE3, three times as fast as SHA-256, which no disk waits for."""
 
 
 def canonical(value: Any) -> str:
@@ -143,9 +144,9 @@ def _content(path: Path, mark: str) -> str:
 
 
 def sums(path: Path) -> dict[str, str]:
-    """File below ``path`` -> SHA-256 of its content, several read at a time (``scan``)."""
+    """File below ``path`` -> BLAKE3 of its content, several read at a time (``scan``)."""
     files = _files(path)
-    return {str(file.relative_to(path)): found.sha for file, found in zip(files, scan.read(files), strict=True)}
+    return {str(file.relative_to(path)): found.sum for file, found in zip(files, scan.read(files), strict=True)}
 
 
 def digest_of(found: Mapping[str, str]) -> str:

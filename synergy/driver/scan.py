@@ -1,4 +1,4 @@
-"""One pass over a file's bytes: its SHA-256 and, of weights, whether all values are finite; several files at a time.
+"""One pass over a file's bytes: its BLAKE3 and, of weights, whether all values are finite; several files at a time.
 
 Hashing, reading and numpy's maxima all let other threads run, so files are read at the speed of the disk. What was read is
 remembered by device, inode, size and modification time, which a rename and a hard link keep: a checkpoint that was verified
@@ -7,7 +7,6 @@ is not read again to be published.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import time
@@ -15,6 +14,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+
+from blake3 import blake3
 
 from synergy.driver import checkpoint
 from synergy.errors import UserError
@@ -30,10 +31,15 @@ _seen: dict[tuple[int, ...], Content] = {}
 
 @dataclass(frozen=True)
 class Content:
-    """sha: SHA-256, hexadecimal. broken: stored name of the first tensor that holds NaN or infinity, or None."""
+    """sum: BLAKE3, hexadecimal. broken: stored name of the first tensor that holds NaN or infinity, or None."""
 
-    sha: str
+    sum: str
     broken: str | None = None
+
+
+def content(data: bytes) -> str:
+    """The sum of a file with these bytes."""
+    return str(blake3(data).hexdigest())
 
 
 def read(files: Sequence[Path]) -> list[Content]:
@@ -55,7 +61,7 @@ def one(file: Path) -> Content:
 
 
 def _read(file: Path) -> Content:
-    sha, buffer, broken = hashlib.sha256(), memoryview(bytearray(PIECE)), None
+    total, buffer, broken = blake3(), memoryview(bytearray(PIECE)), None
     with file.open("rb", buffering=0) as stream:
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # the disk works ahead while this hashes
         for size, dtype, name in _spans(file):
@@ -63,11 +69,11 @@ def _read(file: Path) -> Content:
             while left > 0:
                 piece = buffer[: min(PIECE, left)]
                 got = _fill(stream, piece)
-                sha.update(piece[:got])
+                total.update(piece[:got])
                 if broken is None and not checkpoint.finite(piece[:got], dtype):
                     broken = name
                 left = left - got if got == len(piece) else 0  # the file ends here
-    return Content(sha.hexdigest(), broken)
+    return Content(total.hexdigest(), broken)
 
 
 def _fill(stream: io.FileIO, piece: memoryview) -> int:

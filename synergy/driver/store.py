@@ -46,9 +46,9 @@ _entries: dict[tuple[str, str], Stored] = {}
 
 @dataclass(frozen=True)
 class File:
-    """Of a stored stage. size: in bytes; sha: SHA-256, hexadecimal."""
+    """Of a stored stage. size: in bytes; sum: BLAKE3, hexadecimal."""
 
-    sha: str
+    sum: str
     size: int
 
 
@@ -118,7 +118,7 @@ def _safe(name: str) -> bool:
 
 
 def _digest(files: Mapping[str, File]) -> str:
-    return identity.digest_of({name: file.sha for name, file in files.items()})
+    return identity.digest_of({name: file.sum for name, file in files.items()})
 
 
 def probe(url: str, needed: int = 0) -> None:
@@ -157,7 +157,7 @@ def send(url: str, root: Path, entry: Entry, tell: Tell) -> Stored:
         raise UserError(f"{folder / 'output'} is not what was published ({manifest.told(folder)}): not sent to {url}")
     files = {name: File(sha, (folder / "output" / name).stat().st_size) for name, sha in sums.items()}
     beside = [name for name in (CARD, entry.figures.get("metrics")) if name and (folder / name).is_file()]
-    records = {name: File(scan.one(folder / name).sha, (folder / name).stat().st_size) for name in beside}
+    records = {name: File(scan.one(folder / name).sum, (folder / name).stat().st_size) for name in beside}
     place = f"{STAGES}/{folder.name}/{entry.digest[:12]}-{secrets.token_hex(6)}"
     goes = [(folder / "output" / name, f"{place}/output/{name}") for name in files]
     goes += [(folder / name, f"{place}/records/{name}") for name in records]
@@ -227,8 +227,8 @@ def _arrive(there: Remote, stored: Stored, folder: Path, part: str, files: Mappi
 def _wrong(folder: Path, files: Mapping[str, File]) -> dict[str, File]:
     """Those of the files that are not there as they should be."""
     there = [n for n, file in files.items() if (folder / n).is_file() and (folder / n).stat().st_size == file.size]
-    sums = dict(zip(there, (found.sha for found in scan.read([folder / name for name in there])), strict=True))
-    return {name: file for name, file in files.items() if sums.get(name) != file.sha}
+    sums = dict(zip(there, (found.sum for found in scan.read([folder / name for name in there])), strict=True))
+    return {name: file for name, file in files.items() if sums.get(name) != file.sum}
 
 
 @dataclass(frozen=True)

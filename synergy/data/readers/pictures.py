@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
-import hashlib
 import io
 import os
 import urllib.parse
@@ -24,6 +23,7 @@ from typing import Any
 
 from synergy.data import untrusted
 from synergy.data.readers import jpeg
+from synergy.driver import scan
 
 FORMATS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
 """Formats that are opened, and their suffix. Others run programs (EPS) or are no pictures that the frameworks read."""
@@ -141,7 +141,7 @@ def _member(path: Path, name: str) -> bytes:
 def look(found: bytes, hashed: bool = True) -> Seen:
     """Looks whether an image can be decoded; hashed: takes its perceptual hash too. Raises Unreadable or Unsafe."""
     width, height, suffix, mark = _looked(found, hashed)
-    digest = hashlib.sha256(found).hexdigest()
+    digest = scan.content(found)
     return Seen(f"images/{digest[:2]}/{digest}.{suffix}", width, height, mark)
 
 
