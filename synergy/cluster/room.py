@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from synergy.cluster import lacks, needs
@@ -18,6 +19,8 @@ from synergy.errors import StageFailed, UserError
 from synergy.stages import Stage
 
 LOOK_SECONDS = 2.0
+WATCH_SECONDS = 5.0
+"""Between two looks whether a running stage has lost a node."""
 
 
 def nodes() -> list[Node]:
@@ -33,13 +36,24 @@ def nodes() -> list[Node]:
         ) from error
 
 
+def used(node: str) -> bool:
+    """Whether processes of a stage that attaches by itself (verl's actors) were on a node, which may be gone."""
+    from ray.util.state import list_actors
+
+    return bool(list_actors(limit=1, filters=[("node_id", "=", node)]))
+
+
 @dataclass
 class Room:
-    """claims: name of a running stage -> what it claims. there: asks for the living nodes."""
+    """claims: name of a running stage -> what it claims. there: asks for the living nodes; used: whether a node had actors.
+    began: name of a running stage -> id and name of the nodes that lived then."""
 
     wait_seconds: float
     there: Callable[[], Sequence[Node]] = nodes
+    used: Callable[[str], bool] = used
     claims: dict[str, Need] = field(default_factory=dict)
+    began: dict[str, dict[str, str]] = field(default_factory=dict)
+    looked: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -51,15 +65,45 @@ class Room:
         """Whether the stage fits beside those that run; if so, it counts as running."""
         need = needs.of(stage)
         with self.lock:
-            if need is not None and not fits([*self.claims.values(), need], self.there()):
+            if need is None:
+                return True
+            there = self.there()
+            if not fits([*self.claims.values(), need], there):
                 return False
-            if need is not None:
-                self.claims[stage.name] = need
+            self.claims[stage.name] = need
+            self.began[stage.name] = {node.id: node.name for node in there}
             return True
 
     def release(self, stage: Stage) -> None:
         with self.lock:
             self.claims.pop(stage.name, None)
+
+    def lost(self, stage: Stage) -> str | None:
+        """Name of a node that went while the stage ran, and that had actors: verl waits for the answers of such a node, for ten
+        minutes or for ever. Asked as often as one likes, it looks every few seconds."""
+        with self.lock:
+            if stage.name not in self.began or time.monotonic() < self.looked + WATCH_SECONDS:
+                return None
+            self.looked = time.monotonic()
+            try:
+                living = {node.id for node in self.there()}
+                gone = {mark: name for mark, name in self.began[stage.name].items() if mark not in living}
+                found = next((name for mark, name in gone.items() if self.used(mark)), None)
+            except Exception:  # the cluster is busy with the loss; Ray's errors for this have no common class
+                return None
+            self.began[stage.name] = {m: n for m, n in self.began[stage.name].items() if m in living}
+            return found
+
+    def _claimed(self, stages: Sequence[Stage]) -> Stage | None:
+        """None too where the cluster does not answer: it may be busy with the loss of a node."""
+        with suppress(UserError):
+            return next((stage for stage in stages if self.claim(stage)), None)
+        return None
+
+    def _listed(self) -> str:
+        with suppress(UserError):
+            return lacks.listed(self.there()) or "no node"
+        return "no answer"
 
     def wait(self, stages: Sequence[Stage], tell: Callable[[str], None], still: Callable[[], None]) -> Stage:
         """Waits until one of them can be claimed, and claims it. tell: hears why it waits; still: called meanwhile.
@@ -67,11 +111,9 @@ class Room:
         Raises StageFailed when none could be for too long."""
         end, told = time.monotonic() + self.wait_seconds, False
         while True:
-            for stage in stages:
-                if self.claim(stage):
-                    return stage
-            need = needs.of(stages[0])
-            lacking = f"it needs {need}, and the cluster has {lacks.listed(self.there()) or 'no node'}"
+            if (stage := self._claimed(stages)) is not None:
+                return stage
+            lacking = f"it needs {needs.of(stages[0])}, and the cluster has {self._listed()}"
             if time.monotonic() > end:
                 raise StageFailed(
                     f"stage {stages[0].name} [machine]: {lacking}; waited {self.wait_seconds / 60:g} minutes "

@@ -295,6 +295,11 @@ def _run_command(
 
     def tick() -> None:
         held.still()
+        lost = (
+            held.room.lost(step.stage) if held.room and step.stage.kind == "rl" else None
+        )  # others have a guard there
+        if lost:
+            raise Passing(f"stage {step.stage.name} (rl) [machine]: a Ray node was lost: {lost}.")
         last[0] = kind.progress(job)
         watch.tick(step, last[0])
 
