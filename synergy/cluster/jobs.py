@@ -111,9 +111,7 @@ def nodes(client: Client) -> list[Node]:
         os.environ[ADDRESS] = client.address
         try:
             with _telling(client.address):
-                return [
-                    Node.of(state) for state in list_nodes(limit=10_000, filters=[("state", "=", "ALIVE")], detail=True)
-                ]
+                return Node.living(list_nodes(limit=10_000, detail=True))
         except RayStateApiException as error:
             raise UserError(f"the Ray cluster at {client.address} does not tell its nodes: {error}") from error
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -51,6 +51,11 @@ class Node:
         return cls(
             state.node_id, f"{state.node_name} ({state.node_ip})", int(gpus), cpus, memory / 1e9, state.is_head_node
         )
+
+    @classmethod
+    def living(cls, states: Iterable[Any]) -> list[Node]:
+        """Of all of Ray's NodeStates. Its own filter raises once a node is dead (ray 2.60, "data truncation")."""
+        return [cls.of(state) for state in states if state.state == "ALIVE"]
 
     def holds(self, need: Need) -> bool:
         return self.gpus >= need.gpus and self.cpus >= need.cpus and self.memory_gb >= need.memory_gb

@@ -28,7 +28,7 @@ def nodes() -> list[Node]:
     from ray.util.state import list_nodes
 
     try:
-        return [Node.of(state) for state in list_nodes(limit=10_000, filters=[("state", "=", "ALIVE")], detail=True)]
+        return Node.living(list_nodes(limit=10_000, detail=True))
     except Exception as error:  # Ray's errors for this have no common class
         raise UserError(
             f"cluster=ray: this process is no job of a Ray cluster ({str(error).splitlines()[0][:200]}); send it there: "
@@ -40,7 +40,7 @@ def used(node: str) -> bool:
     """Whether processes of a stage that attaches by itself (verl's actors) were on a node, which may be gone."""
     from ray.util.state import list_actors
 
-    return bool(list_actors(limit=1, filters=[("node_id", "=", node)]))
+    return any(actor.node_id == node for actor in list_actors(limit=10_000, raise_on_missing_output=False))
 
 
 @dataclass
