@@ -6,11 +6,11 @@ Exit codes: 0 done, 1 a framework failed, 2 something the user can mend, 130 int
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from synergy import interrupt
 from synergy.errors import StageFailed, UserError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def with_config(action: Callable[[list[Task]], int | None]) -> int:
 
     if {"-h", "--help"} & set(sys.argv) and not any(word.startswith("recipe=") for word in sys.argv):
         sys.argv.append("recipe=progressive")  # the help shows a composed config, and Hydra wants a recipe for it
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt.listen()
     try:
         tasks = compose.tasks(sys.argv[1:])
         if tasks:
@@ -84,7 +84,3 @@ def _reason(error: BaseException) -> str:
             found.append(str(seen).strip())
         seen = seen.__cause__
     return "\n".join(found)
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt

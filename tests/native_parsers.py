@@ -31,7 +31,9 @@ def verl(overrides: list[str]) -> None:
 
     config = resolved(overrides)
     check_reward(config)
-    importlib.import_module(config.actor_rollout_ref.model.external_lib)
+    libraries = config.actor_rollout_ref.model.external_lib
+    for library in [libraries] if isinstance(libraries, str) else libraries:
+        importlib.import_module(library)
     validate_config(config, need_reference_policy(config), need_critic(config))
     longest = (
         config.data.max_prompt_length + config.data.max_response_length

@@ -235,6 +235,21 @@ def test_interruption_ends_all_children_and_the_next_run_resumes(tmp_path: Path,
     assert run(tmp_path, one) == ["resume"]
 
 
+def test_an_interruption_that_python_drops_is_not_lost(tmp_path: Path) -> None:
+    """As an exception in a callback of fork is: said on stderr, and ignored."""
+    program = DRIVER.replace(
+        "t.run(root, *t.chain())",
+        "from synergy import interrupt; interrupt.listen()\n"
+        "os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))\n"
+        "t.run(root, t.stage('one', 'sleep 300'))",
+    )
+    driver = subprocess.run(
+        [sys.executable, "-c", program, "", str(tmp_path)], capture_output=True, text=True, timeout=60
+    )
+    assert "KeyboardInterrupt" in driver.stderr and driver.returncode in (1, 130, -signal.SIGINT), driver.stderr
+    assert not list(process.marked(str(todo(tmp_path, stage("one", "sleep 300")).steps[0].folder)))
+
+
 def _wait(condition: Any, seconds: float = 20) -> None:
     end = time.time() + seconds
     while not condition():

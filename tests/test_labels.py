@@ -122,7 +122,7 @@ def test_works_in_ray_workers() -> None:
         "            return list(pool.map(lambda g: judge('\\\\boxed{\\\\sqrt{8}}', g).correct, golds))\n"
         "print(ray.get(Worker.remote().judge.remote(['2\\\\sqrt{2}', '\\\\sqrt{7}', '\\\\frac{4}{\\\\sqrt{2}}'] * 8)))\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "RAY_ADDRESS": "local"}
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip().endswith(str([True, False, True] * 8))

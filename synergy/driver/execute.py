@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from synergy import stages
+from synergy import interrupt, stages
 from synergy.cluster import attach
 from synergy.cluster.room import Room
 from synergy.driver import (
@@ -109,6 +109,7 @@ def run(
             left = orphans.sweep(root)
 
             def still() -> None:
+                interrupt.check()
                 stop()
                 mine()
 
