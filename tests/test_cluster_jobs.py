@@ -20,7 +20,6 @@ from ray_cluster import Local
 from synergy import paths
 from synergy.cluster import jobs, lacks, probe
 from synergy.cluster.needs import Need
-from synergy.driver import process
 from synergy.errors import UserError
 
 pytestmark = pytest.mark.timeout(300)
@@ -149,52 +148,3 @@ def sleeping(seconds: str) -> list[psutil.Process]:
         if (one.info["cmdline"] or [])[-2:] == ["sleep", seconds]:
             found.append(one)
     return found
-
-
-def on_nodes(cluster: Local, nodes: int, *argv: str, gpus: int = 1) -> subprocess.Popen[str]:
-    program = str(paths.ROOT / "launch/plugins/ray_nodes.py")
-    words = [f"--nodes={nodes}", f"--gpus={gpus}", "--cpus=1", "--memory=0", "--env=SAID"]
-    env = {**os.environ, **TOKEN, "RAY_ADDRESS": cluster.gcs, "PYTHONPATH": paths.pythonpath(), "SAID": "so"}
-    return subprocess.Popen(
-        [sys.executable, program, *words, "--", *argv],
-        env={**env, process.MARK: f"test-{os.getpid()}"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_a_command_runs_on_several_nodes_with_their_ranks(cluster: Local) -> None:
-    text = "echo rank $NODE_RANK of $NNODES, $SAID, GPU $CUDA_VISIBLE_DEVICES, $MASTER_ADDR"
-    child = on_nodes(cluster, 2, "sh", "-c", text)
-    out, _ = child.communicate(timeout=90)
-    assert child.returncode == 0
-    assert sorted(out.splitlines()) == [f"rank {rank} of 2, so, GPU 0, 127.0.0.1" for rank in (0, 1)]
-
-
-def test_the_first_that_fails_ends_the_others(cluster: Local) -> None:
-    child = on_nodes(cluster, 2, "sh", "-c", "[ $NODE_RANK = 0 ] && exit 3; exec sleep 986.5")
-    child.communicate(timeout=90)
-    assert child.returncode == 3 and not sleeping("986.5")
-
-
-def test_a_command_ends_with_what_started_it(cluster: Local) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        child = on_nodes(cluster, 1, "sh", "-c", "sleep 985.5 & sleep 985.5")
-        while len(sleeping("985.5")) < 2:
-            assert child.poll() is None
-            time.sleep(0.1)
-        child.send_signal(number)
-        child.communicate(timeout=60)
-        end = time.monotonic() + 30
-        while sleeping("985.5") and time.monotonic() < end:
-            time.sleep(0.2)
-        assert not sleeping("985.5"), number.name
-
-
-def test_a_lost_node_is_told_as_one(cluster: Local) -> None:
-    node = cluster.add(2)
-    child = on_nodes(cluster, 1, "sh", "-c", "echo up; exec sleep 984.5", gpus=2)
-    assert child.stdout is not None and child.stdout.readline() == "up\n"
-    cluster.kill(node)
-    out, _ = child.communicate(timeout=60)
-    assert child.returncode == 1 and "NodeDiedError" in out
