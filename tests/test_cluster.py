@@ -196,32 +196,6 @@ def test_the_slurm_script_is_bash_with_options_that_sbatch_knows(words: list[str
     assert ("ray start --address" in text) is bool(words)
 
 
-def test_the_slurm_script_runs(tmp_path: Path) -> None:
-    """With stand-ins for Slurm's and Ray's commands: the driver gets the words, and its end is the script's."""
-    text = dry("slurm", "cluster.nodes=2", f"cluster.workdir={tmp_path}", f"cluster.python={tmp_path}/bin/python")
-    (tmp_path / "bin").mkdir()
-    both = f"while [ $(cat {tmp_path}/ray.txt | wc -l) -lt 2 ]; do /bin/sleep 0.1; done"  # the nodes are up
-    for name, does in {
-        "scontrol": "printf 'n1\\nn2\\n'",
-        "srun": 'while [[ $1 == -* ]]; do shift; done; exec "$@"',
-        "ray": f'echo "$@" token=${{#RAY_AUTH_TOKEN}} >> {tmp_path}/ray.txt; exec sleep 60',
-        "python": f'echo "$RAY_ADDRESS $@" > {tmp_path}/driver.txt; {both}; exit 7',
-        "sleep": "[ $1 = 60 ] && exec /bin/sleep 60; exit 0",
-        "hostname": "echo 127.0.0.1",
-    }.items():
-        (tmp_path / "bin" / name).write_text(f"#!/bin/bash\n{does}\n")
-        (tmp_path / "bin" / name).chmod(0o755)
-    (tmp_path / "job.sh").write_text(text)
-    env = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_ID": "5"}
-    done = subprocess.run(["bash", tmp_path / "job.sh"], env=env, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 7, done.stderr
-    assert (
-        (tmp_path / "driver.txt").read_text().startswith("127.0.0.1:20005 -m synergy.run recipe=two_stage cluster=ray")
-    )
-    told = sorted((tmp_path / "ray.txt").read_text().splitlines())
-    assert len(told) == 2 and "--address=127.0.0.1:20005" in told[0] and "--head" in told[1] and "token=64" in told[1]
-
-
 def test_the_rayjob_is_what_its_crd_asks_for() -> None:
     words = ["cluster.image=registry/synergy:1", "cluster.claim=runs", "cluster.nodes=2", "cluster.gpus=8"]
     made = yaml.safe_load(dry("kuberay", *words, "+cluster.env.A='b \"c'", "cluster.memory_gb=500"))
