@@ -91,6 +91,16 @@ def test_key_does_not_depend_on_the_order_of_fields(parts: dict[str, object], rn
     assert identity.differences(parts, dict(items)) == []
 
 
+def test_a_digest_that_another_schema_left_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").write_text("one")
+    cache = tmp_path / "digests.json"
+    monkeypatch.setattr(identity, "SCHEMA", identity.SCHEMA - 1)
+    identity.remember(cache, identity.fingerprint(tmp_path / "a"), "digest of then")
+    assert identity.digest(tmp_path / "a", cache) == "digest of then"
+    monkeypatch.undo()
+    assert identity.digest(tmp_path / "a", cache) != "digest of then"
+
+
 def test_digest_follows_content_and_fingerprint_follows_time(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a/x").write_text("1")

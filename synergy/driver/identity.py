@@ -101,8 +101,9 @@ def _files(path: Path) -> list[Path]:
 
 
 def fingerprint(path: Path) -> str:
-    """Cheap stand-in for the digest: names, sizes, modification times and inodes of all files."""
-    rows = []
+    """Cheap stand-in for the digest: names, sizes, modification times and inodes of all files. By it digests are remembered,
+    so it is another one under another schema."""
+    rows: list[list[Any]] = [[SCHEMA]]
     for file in _files(path):
         stat = file.stat()
         rows.append([str(file.relative_to(path)), stat.st_size, stat.st_mtime_ns, stat.st_ino])

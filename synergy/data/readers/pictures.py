@@ -47,7 +47,7 @@ class Unsafe(ValueError):
 
 @dataclass(frozen=True)
 class Seen:
-    """name: ``images/ab/<SHA-256>.png``. hash: perceptual, in hexadecimal digits; '' where it was not asked for."""
+    """name: ``images/ab/<BLAKE3>.png``. hash: perceptual, in hexadecimal digits; '' where it was not asked for."""
 
     name: str
     width: int
