@@ -44,16 +44,23 @@ def used(node: str) -> bool:
 
 
 @dataclass
+class Claim:
+    """Of a running stage. living: id and name of the nodes that live, when it began or at the last look; looked: when that
+    was."""
+
+    need: Need
+    living: dict[str, str]
+    looked: float = 0.0
+
+
+@dataclass
 class Room:
-    """claims: name of a running stage -> what it claims. there: asks for the living nodes; used: whether a node had actors.
-    began: name of a running stage -> id and name of the nodes that lived then."""
+    """claims: by the names of running stages. there: asks for the living nodes; used: whether a node had actors."""
 
     wait_seconds: float
     there: Callable[[], Sequence[Node]] = nodes
     used: Callable[[str], bool] = used
-    claims: dict[str, Need] = field(default_factory=dict)
-    began: dict[str, dict[str, str]] = field(default_factory=dict)
-    looked: float = 0.0
+    claims: dict[str, Claim] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -68,10 +75,9 @@ class Room:
             if need is None:
                 return True
             there = self.there()
-            if not fits([*self.claims.values(), need], there):
+            if not fits([*(claim.need for claim in self.claims.values()), need], there):
                 return False
-            self.claims[stage.name] = need
-            self.began[stage.name] = {node.id: node.name for node in there}
+            self.claims[stage.name] = Claim(need, {node.id: node.name for node in there})
             return True
 
     def release(self, stage: Stage) -> None:
@@ -82,16 +88,17 @@ class Room:
         """Name of a node that went while the stage ran, and that had actors: verl waits for the answers of such a node, for ten
         minutes or for ever. Asked as often as one likes, it looks every few seconds."""
         with self.lock:
-            if stage.name not in self.began or time.monotonic() < self.looked + WATCH_SECONDS:
+            claim = self.claims.get(stage.name)
+            if claim is None or time.monotonic() < claim.looked + WATCH_SECONDS:
                 return None
-            self.looked = time.monotonic()
+            claim.looked = time.monotonic()
             try:
                 living = {node.id for node in self.there()}
-                gone = {mark: name for mark, name in self.began[stage.name].items() if mark not in living}
+                gone = {mark: name for mark, name in claim.living.items() if mark not in living}
                 found = next((name for mark, name in gone.items() if self.used(mark)), None)
             except Exception:  # the cluster is busy with the loss; Ray's errors for this have no common class
                 return None
-            self.began[stage.name] = {m: n for m, n in self.began[stage.name].items() if m in living}
+            claim.living = {mark: name for mark, name in claim.living.items() if mark in living}
             return found
 
     def _claimed(self, stages: Sequence[Stage]) -> Stage | None:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from synergy import interrupt, stages
+from synergy import stages
 from synergy.cluster import attach
 from synergy.cluster.room import Room
 from synergy.driver import (
@@ -109,7 +109,6 @@ def run(
             left = orphans.sweep(root)
 
             def still() -> None:
-                interrupt.check()
                 stop()
                 mine()
 
@@ -238,7 +237,26 @@ def _run_step(
     except StageFailed as error:
         raise StageFailed(f"stage {step.stage.name}: {error}\nlog: {_log(job)}") from error
     with held.publishing:
-        return _publish(step, todo, job, aside, inputs, figures, held, started, clock, peak)
+        held.still()
+        sums = publish.publish(aside, job.output, step.folder / f"superseded-{attempt}", named=step.entry is not None)
+        entry = Entry(
+            key=step.key,
+            kind=step.stage.kind,
+            name=step.stage.name,
+            output=str(job.output.relative_to(todo.space.root)),
+            digest=identity.digest_of(sums),
+            fingerprint=identity.fingerprint(job.output),
+            identity=dict(step.parts),
+            inputs=inputs,
+            figures=figures,
+            started=started,
+            seconds=time.monotonic() - clock,
+            peak_memory=peak,
+            attempt=attempt,
+        )
+        card.write(step, entry, todo.recipe)
+        ledger.append(todo.space.ledger, entry)
+        return entry
 
 
 def _room_again(step: Step, watch: Watcher, held: Held) -> None:
@@ -246,41 +264,6 @@ def _room_again(step: Step, watch: Watcher, held: Held) -> None:
     if held.room is not None:
         held.room.release(step.stage)
         held.room.wait([step.stage], lambda text: watch.note(step, text), held.still)
-
-
-def _publish(
-    step: Step,
-    todo: Plan,
-    job: Job,
-    aside: Path,
-    inputs: dict[str, str],
-    figures: dict[str, object],
-    held: Held,
-    started: float,
-    clock: float,
-    peak: int,
-) -> Entry:
-    held.still()
-    attempt = int(job.attempt.name.removeprefix("attempt-"))
-    sums = publish.publish(aside, job.output, step.folder / f"superseded-{attempt}", named=step.entry is not None)
-    entry = Entry(
-        key=step.key,
-        kind=step.stage.kind,
-        name=step.stage.name,
-        output=str(job.output.relative_to(todo.space.root)),
-        digest=identity.digest_of(sums),
-        fingerprint=identity.fingerprint(job.output),
-        identity=dict(step.parts),
-        inputs=inputs,
-        figures=figures,
-        started=started,
-        seconds=time.monotonic() - clock,
-        peak_memory=peak,
-        attempt=attempt,
-    )
-    card.write(step, entry, todo.recipe)
-    ledger.append(todo.space.ledger, entry)
-    return entry
 
 
 def _run_command(
@@ -296,10 +279,9 @@ def _run_command(
 
     def tick() -> None:
         held.still()
-        lost = (
-            held.room.lost(step.stage) if held.room and step.stage.kind == "rl" else None
-        )  # others have a guard there
-        if lost:
+        if (
+            step.stage.kind == "rl" and held.room and (lost := held.room.lost(step.stage))
+        ):  # the others are told by ray_nodes
             raise Passing(f"stage {step.stage.name} (rl) [machine]: a Ray node was lost: {lost}.")
         last[0] = kind.progress(job)
         watch.tick(step, last[0])

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+from synergy import interrupt
 from synergy.cluster.room import Room
 from synergy.driver.plan import Step
 
@@ -18,12 +19,14 @@ Do = Callable[[Step], None]
 
 
 class Stop:
-    """Asked by every running stage about once a second; raises once it was called."""
+    """Asked about once a second by every running stage, and by who waits for room; raises once the user, or another stage,
+    has ended them all."""
 
     def __init__(self) -> None:
         self.event = threading.Event()
 
     def __call__(self) -> None:
+        interrupt.check()
         if self.event.is_set():
             raise KeyboardInterrupt
 
