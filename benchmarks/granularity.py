@@ -26,7 +26,8 @@ from typing import Any
 
 from synergy import compose
 from synergy.driver import plan
-from synergy.report import results, style
+from synergy.report import form, results, style
+from synergy.report.tables import Table
 
 DEFAULTS = {
     "recipe": "interleaved", "steps": "16", "seeds": "0,1,2", "every": "1,2,4,8,16,step", "workers": "1", "cores": "2",
@@ -120,29 +121,22 @@ def trained(row: dict[str, Any]) -> float:
     return sum(row["seconds"].get(kind, 0.0) for kind in TRAINED) / 60
 
 
-def spread(values: Sequence[float], form: str = ".1f") -> str:
-    return f"{mean(values):{form}} ± {stdev(values):{form}}" if len(values) > 1 else f"{values[0]:{form}}"
+def spread(values: Sequence[float]) -> str:
+    return form.percent(mean(values), stdev(values) if len(values) > 1 else None)
 
 
 def table(arms: dict[str, list[dict[str, Any]]]) -> str:
     """A row per arm: accuracy over all and per level, length, minutes; mean and standard deviation over seeds."""
     levels = sorted({level for rows in arms.values() for row in rows for level in row["levels"]})
-    head = [
-        "a round is",
-        "seeds",
-        "accuracy, %",
-        *(f"level {level}" for level in levels),
-        "length",
-        "minutes of training",
-    ]
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    ends = ("length", "minutes of training")
+    head = ("a round is", "seeds", "accuracy, %", *(f"level {level}" for level in levels), *ends)
+    lines = []
     for every, rows in arms.items():
         name = "within the step" if every == "step" else f"{every} step{'s' * (every != '1')}"
-        cells = [name, str(len(rows)), spread([accuracy(r) for r in rows])]
-        cells += [spread([accuracy(r, level) for r in rows]) for level in levels]
-        cells += [spread([r["length"] for r in rows]), spread([trained(r) for r in rows])]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        values = [[accuracy(r, level) for r in rows] for level in (None, *levels)]
+        values += [[r["length"] for r in rows], [trained(r) for r in rows]]
+        lines.append((name, str(len(rows)), *map(spread, values)))
+    return Table(head, tuple(lines)).markdown()
 
 
 def draw(arms: dict[str, list[dict[str, Any]]], recipe: str, file: Path) -> None:
@@ -152,15 +146,15 @@ def draw(arms: dict[str, list[dict[str, Any]]], recipe: str, file: Path) -> None
         panels = figure.subplots(2, 2).flat
         levels = sorted({level for rows in arms.values() for row in rows for level in row["levels"]})
         names = ["within\nthe step" if every == "step" else every for every in arms]
-        shown: list[tuple[str, Any, Any]] = [
-            ("accuracy over all questions, %", accuracy, "o"),
-            ("mean response length, tokens", lambda row: row["length"], "o"),
-            ("minutes of training", trained, "o"),
+        shown: list[tuple[str, Any]] = [
+            ("accuracy over all questions, %", accuracy),
+            ("mean response length, tokens", lambda row: row["length"]),
+            ("minutes of training", trained),
         ]
         colour = style.RECIPES[recipe]
-        for axis, (title, value, mark) in zip(panels, shown, strict=False):
+        for axis, (title, value) in zip(panels, shown, strict=False):
             for x, rows in enumerate(arms.values()):
-                axis.plot([x] * len(rows), [value(r) for r in rows], mark, color=colour, alpha=0.45, markersize=4)
+                axis.plot([x] * len(rows), [value(r) for r in rows], "o", color=colour, alpha=0.45, markersize=4)
             axis.plot([mean(map(value, rows)) for rows in arms.values()], "-", color=colour, linewidth=1.3)
             axis.set_title(title)
             axis.set_xticks(range(len(names)), names)

@@ -5,7 +5,6 @@ follows its log. The job goes on without this terminal: ``synergy job`` asks for
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 import uuid
@@ -42,7 +41,7 @@ def action(tasks: list[Task], dry: str = "") -> int | None:
         print(f"the job will wait: {lacking}", flush=True)
     pythons = {str(path) for task in tasks for path in _pythons(task.cfg)}
     lacks.look(client, there(cfg) + interpreter(cfg), pythons, folder(cfg))
-    name = f"synergy-{re.sub(r'[^a-z0-9]+', '-', tasks[0].recipe.lower()).strip('-')[:40]}-{uuid.uuid4().hex[:6]}"
+    name = f"{manifests.name(tasks[0].recipe)}-{uuid.uuid4().hex[:6]}"
     env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **cfg.cluster.env}
     told = {"synergy": "run", "run.dir": folder(cfg) or cfg.run.dir}
     jobs.send(client, there(cfg) + driver(cfg), name, env, told)

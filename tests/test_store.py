@@ -20,7 +20,7 @@ from s3_server import BUCKET, Server, serving
 from test_cli import refused
 
 from synergy import clean
-from synergy.driver import disk, identity, ledger, manifest, remote, store
+from synergy.driver import disk, identity, ledger, manifest, remote, retention, store
 from synergy.driver.ledger import Entry
 from synergy.errors import StageFailed, UserError
 
@@ -150,7 +150,7 @@ def test_a_flipped_byte_in_the_store_is_refused_by_name(s3: Server, tmp_path: Pa
 def test_a_download_that_was_broken_off_goes_on(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = published(tmp_path / "a", one=os.urandom(100_000), two=os.urandom(100_000))
     stored = store.send(f"{S3}/off", tmp_path / "a", entry, silent)
-    aside = folder_of(tmp_path / "b") / store.ARRIVING / "output"
+    aside = folder_of(tmp_path / "b") / retention.ARRIVING / "output"
     aside.mkdir(parents=True)
     (aside / "one").write_bytes((tmp_path / "a" / entry.output / "one").read_bytes())
     (aside / "two").write_bytes(bytes(100_000))  # the right size, and nothing in it yet

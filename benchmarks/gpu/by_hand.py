@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from synergy.driver import ledger
-from synergy.driver.ledger import Entry
 
 
-def rerun(entry: Entry, folder: Path, attempt: Path, out: Path) -> float:
+def rerun(folder: Path, attempt: Path, out: Path) -> float:
     """Run the stage's command with every path of the stage's folder replaced by OUT; seconds."""
     there = out / attempt.name
     (out / "work" / "rollouts").mkdir(parents=True)
@@ -64,10 +63,10 @@ def main(argv: list[str]) -> None:
     if not found or found[-1].kind not in ("sft", "rl"):
         raise SystemExit(f"{root} has no finished SFT or RL stage {name}")
     entry = found[-1]
-    folder = root / "stages" / f"{entry.kind}-{entry.key[:12]}"
+    folder = (root / entry.output).parent
     attempt = folder / f"attempt-{entry.attempt}"
     read: Any = {"sft": sft, "rl": rl}[entry.kind]
-    whole = rerun(entry, folder, attempt, out)
+    whole = rerun(folder, attempt, out)
     ours, theirs = read(attempt / "log.txt", attempt), read(out / "log.txt", out / attempt.name)
     ratios = {key: round(ours[key] / theirs[key], 4) for key in theirs if "throughput" in key}
     told = {"stage": name, "synergy": ours | {"seconds": entry.seconds}, "by_hand": theirs | {"seconds": whole}}

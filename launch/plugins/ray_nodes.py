@@ -63,7 +63,7 @@ def guard(argv: Sequence[str]) -> int:
     from synergy.driver import process
     from synergy.machine import die_with_parent
 
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     mark = os.environ[MARK]
     child = None
     try:
@@ -98,7 +98,7 @@ def main(words: Sequence[str]) -> int:
         logging_level="ERROR",
         runtime_env={"env_vars": {name: os.environ[name] for name in names if name in os.environ}},
     )
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     bundle = {"GPU": given.gpus, "CPU": given.cpus, "memory": given.memory}
     bundle = {name: size for name, size in bundle.items() if size} or {"CPU": 0.001}
     actors: list[Any] = []
@@ -163,10 +163,6 @@ def _end(ray: Any, actors: Sequence[Any]) -> None:
     with contextlib.suppress(Exception):  # whatever is gone needs no end; the rest goes with this job
         ray.get([actor.stop.remote() for actor in actors], timeout=2 * GRACE_SECONDS)
     ray.shutdown()
-
-
-def _interrupt(number: int, frame: Any) -> None:
-    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -23,6 +23,11 @@ _NAME = 40
 """Characters of a name: Kubernetes appends to it, and allows 63."""
 
 
+def name(recipe: str) -> str:
+    """What a run of a recipe is called on a cluster: letters, digits and hyphens."""
+    return ("synergy-" + re.sub(r"[^a-z0-9]+", "-", recipe.lower()))[:_NAME].strip("-")
+
+
 def render(form: str, cluster: Cluster, recipe: str, needs: Sequence[Need], command: str, python: str) -> str:
     """The script or manifest. command: shell words that start the driver, in cluster.workdir or here; python: its interpreter.
 
@@ -35,7 +40,7 @@ def render(form: str, cluster: Cluster, recipe: str, needs: Sequence[Need], comm
             "claim that all pods mount at cluster.mount"
         )
     told = {
-        "name": ("synergy-" + re.sub(r"[^a-z0-9]+", "-", recipe.lower()))[:_NAME].strip("-"),
+        "name": name(recipe),
         "nodes": max((need.nodes for need in needs), default=1),
         "gpus": max((need.gpus for need in needs), default=0),
         "cpus": f"{max((need.cpus for need in needs), default=1.0):g}",

@@ -35,15 +35,12 @@ class Found:
 
 
 def source() -> str:
-    """Digest of this package's own files: what a version number does not tell of a checkout."""
-    import hashlib
-
+    """Digest of this package's own files and recipes: what a version number does not tell of a checkout."""
     from synergy import paths
+    from synergy.driver import identity
 
-    sha = hashlib.sha256()
-    for file in sorted([*paths.PACKAGE.rglob("*.py"), *(paths.ROOT / "recipes").rglob("*.yaml")]):
-        sha.update(str(file.name).encode() + file.read_bytes())
-    return sha.hexdigest()[:12]
+    recipes = identity.source_digest(paths.ROOT / "recipes", "*.yaml")
+    return identity.sha(identity.source_digest(paths.PACKAGE) + recipes)[:12]
 
 
 def python() -> str:

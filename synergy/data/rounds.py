@@ -94,9 +94,8 @@ def build(spec: Mapping[str, Any], out: Path) -> dict[str, Any]:
         sft = [name for name in rl if name in zero]
     if spec["sft_on"] == "all":
         sft = slots
-    if not rl and (
-        spec["rounds"] == 1 or total < spec["batch"]
-    ):  # in other rounds RL waits for the next ones' questions
+    none_to_come = spec["rounds"] == 1 or total < spec["batch"]  # else RL waits for the questions of the rounds to come
+    if not rl and none_to_come:
         raise UserError(
             f"round {spec['index'] + 1} leaves {len(left)} questions for RL, less than one batch of {spec['batch']}: "
             "lower rl.verl.data.train_batch_size or recipe.rounds, or give more data"

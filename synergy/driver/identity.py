@@ -88,9 +88,9 @@ def _brief(value: Any) -> str:
     return text if len(text) <= 24 else text[:10] + "…" + text[-4:]
 
 
-def source_digest(folder: Path) -> str:
-    """One digest over the Python files of a folder."""
-    files = sorted(folder.rglob("*.py"))
+def source_digest(folder: Path, pattern: str = "*.py") -> str:
+    """One digest over the Python files of a folder, or those of another pattern."""
+    files = sorted(folder.rglob(pattern))
     return sha("".join(f"{f.relative_to(folder)}:{sha(f.read_bytes())}\n" for f in files))
 
 

@@ -26,6 +26,8 @@ POLICIES = ("all", "final")
 """Of ``run.keep``; keep.py applies them."""
 DATA = "data"
 """Below the run directory: what ``synergy data prepare`` keeps."""
+ARRIVING = ".arriving"
+"""In a stage's folder: what was pulled from the store so far."""
 TRASH = ".trash-"
 NOTE = "pruned.json"
 """In the folder of a stage whose checkpoint was let go: of which content it was, and when."""
@@ -66,7 +68,7 @@ def leftovers(root: Path, entries: Mapping[str, Entry]) -> list[Item]:
         for path in _below(folder):
             if path.name.startswith("superseded-"):
                 found.append(Item(path, "replaced by a later result"))
-            elif path.name == ".arriving" and folder / "output" in finished:
+            elif path.name == ARRIVING and folder / "output" in finished:
                 found.append(Item(path, "of a transfer from the store that was broken off"))
             elif path.name == ".publishing":
                 found.append(Item(path, "a result that was never published"))

@@ -32,8 +32,6 @@ from synergy.errors import StageFailed, UserError
 SCHEMA = 1
 ENTRIES, STAGES = "entries", "stages"
 CARD = "README.md"
-ARRIVING = ".arriving"
-"""In a stage's folder: files that were pulled so far."""
 GONE_SECONDS = 7 * 24 * 3600.0
 """An upload of which nothing was written for so long, and that has no entry, was broken off."""
 MARK = "store.txt"
@@ -186,7 +184,7 @@ def pull(url: str, stored: Stored, folder: Path, tell: Tell, whole: bool = True)
     there, entry = remote.connect(url), stored.entry
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".pulling"):
-        output, aside = folder / "output", folder / ARRIVING
+        output, aside = folder / "output", folder / retention.ARRIVING
         whole = whole or output.exists()
         if not output.exists() or identity.digest_of(identity.sums(output)) != entry.digest:
             names = [name for name in stored.files if whole or retention.recorded(name)]
