@@ -34,10 +34,16 @@ def cluster() -> Iterator[Local]:
 
 
 @pytest.fixture
-def client(cluster: Local, monkeypatch: pytest.MonkeyPatch) -> jobs.Client:
-    for name, value in TOKEN.items():
-        monkeypatch.setenv(name, value)
-    return jobs.connect(cluster.address)
+def client(cluster: Local, monkeypatch: pytest.MonkeyPatch) -> Iterator[jobs.Client]:
+    """In this process, where another test may have used Ray: it reads the variables once, unless it is told to again."""
+    from ray._private.authentication_test_utils import reset_auth_token_state
+
+    with monkeypatch.context() as patched:
+        for name, value in TOKEN.items():
+            patched.setenv(name, value)
+        reset_auth_token_state()
+        yield jobs.connect(cluster.address)
+    reset_auth_token_state()
 
 
 def call(verb: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
