@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from synergy import lab, paths
-from synergy.machine import HOST
+from synergy.machine import HOST, choose_port
+from synergy.stages import sft_spread
 from synergy.workers import vllm_server
 from synergy.workers.vllm_server import ServerConfig
 
@@ -100,6 +101,41 @@ def test_torchs_store_listens_on_its_address_only(libuv: str) -> None:
 
     assert listening(str(paths.ROOT / "launch/plugins")) == HOST
     assert listening() in ("::", "0.0.0.0"), "torch does it itself: drop launch/plugins/loopback_store.py"
+
+
+TORCHRUN = """
+import psutil
+import torch.distributed as dist
+dist.init_process_group("gloo")
+agent = psutil.Process().parent()
+dist.barrier()
+if dist.get_rank() == 0:
+    print("listens", *{c.laddr.ip for c in agent.net_connections("tcp") if c.status == "LISTEN"}, flush=True)
+dist.barrier()
+"""
+
+
+def test_torchruns_store_listens_on_loopback_only(tmp_path: Path) -> None:
+    """With the words that LLaMA-Factory's launcher starts it with (launcher.py, version 0.9.5)."""
+    pytest.importorskip("torch")
+    (tmp_path / "worker.py").write_text(TORCHRUN)
+    words = f"--nnodes 1 --node_rank 0 --nproc_per_node 2 --master_addr {HOST} --master_port {choose_port(None)}"
+
+    def listening(**more: str) -> str:
+        env = {
+            **os.environ,
+            "PYTHONPATH": paths.pythonpath(),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": "1",
+            **more,
+        }
+        argv = [sys.executable, "-m", "torch.distributed.run", *words.split(), str(tmp_path / "worker.py")]
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.split("listens ", 1)[1].strip()
+
+    assert listening(**sft_spread.ON_LOOPBACK) == HOST
+    assert listening() in ("::", "0.0.0.0"), "torchrun does it itself: drop launch/plugins/torchrun_loopback.py"
 
 
 def test_our_vllm_server_listens_on_loopback_with_all_of_its_processes(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_a_file_counts_by_what_it_says(tmp_path: Path) -> None:
 def test_torchrun_is_used_where_it_is_needed(eight_gpus: None) -> None:
     env = sft_spread.env(stage().settings)
     assert (env["FORCE_TORCHRUN"], env["NPROC_PER_NODE"], env["FSDP_STATE_DICT_TYPE"]) == ("1", "8", "FULL_STATE_DICT")
+    assert env.items() >= sft_spread.ON_LOOPBACK.items()
     tiny = sft_spread.env(plan("sft")["sft"].settings)
     assert tiny == {"NPROC_PER_NODE": "1", "NNODES": "1"}, "one process, whatever the host has"
 

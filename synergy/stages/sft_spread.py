@@ -19,6 +19,8 @@ from synergy.errors import UserError
 
 MICRO = "per_device_train_batch_size"
 ACCUMULATION = "gradient_accumulation_steps"
+ON_LOOPBACK = {"PET_RDZV_BACKEND": "loopback", "PET_RDZV_ENDPOINT": f"{machine.HOST}:0"}
+"""torchrun's own settings by which its store listens on loopback (launch/plugins/torchrun_loopback.py)."""
 FILES = ("deepspeed", "fsdp_config")
 """Keys that may name a JSON file; what it says counts, not where it lies."""
 FSDP_WEIGHTS = "pytorch_model_fsdp.bin"
@@ -95,6 +97,8 @@ def env(settings: Mapping[str, Any]) -> dict[str, str]:
     made = {"NPROC_PER_NODE": str(_per_node(settings)), "NNODES": str(_nodes(settings))} | (
         {"FORCE_TORCHRUN": "1"} if torchrun else {}
     )
+    if torchrun and _nodes(settings) == 1:
+        made |= ON_LOOPBACK
     if config.get("fsdp"):
         made |= {"ACCELERATE_USE_FSDP": "true", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT", "FSDP_VERSION": "2"}
     return made
