@@ -143,6 +143,28 @@ def test_a_step_without_a_trace_updates_as_grpo_bit_for_bit(models: tuple[Any, A
     assert len(grpo["metrics"]["pg_loss"]) == 2 and any(value.any() for value in moved(grpo).values()), "two updates"
 
 
+def test_fused_kernels_update_as_without(models: tuple[Any, Any], tmp_path: Path) -> None:
+    """rl/paper has them, rl/tiny not. In a process of their own: verl changes the model's class."""
+    rows = fields(models[1], mixed(), "within_step")
+    alone = [*job("progressive", "progressive", STEP), *SGD]
+    fused = [
+        word
+        for word in rl.overrides(plan("rl", "scale=qwen2_5_vl_3b", "data.source=/data")["rl"].settings)
+        if "fused" in word
+    ]
+    assert len(fused) == 2
+    cases = {"plain": alone, "fused": [*alone, *fused]}
+    plain, kernels = (
+        updates(tmp_path / name, {"one": {"overrides": words, "rows": rows, "mini": 8}})["one"]
+        for name, words in cases.items()
+    )
+    for figure in ("loss", "pg_loss", "kl_loss", "grad_norm", "sft_nll"):
+        assert kernels["metrics"][figure] == pytest.approx(plain["metrics"][figure], rel=1e-4, abs=1e-7), figure
+    found, wanted = moved(kernels), moved(plain)
+    close(found, wanted, tolerance=1e-4)
+    assert any(not torch.equal(found[name], value) for name, value in wanted.items()), "not used at all"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_ranks_update_as_one(models: tuple[Any, Any], tmp_path: Path) -> None:
