@@ -249,6 +249,8 @@ class Run:
     """A stage that takes longer is stopped; the same command continues it. Null: as long as it takes."""
     retries: int = 1
     """More attempts, each from the last checkpoint, after a failure that may pass: network, a port in use, a lost GPU."""
+    keep_going: bool = False
+    """In a sweep, go on with the other jobs when one fails; it is told at once and at the end, and by the exit code."""
     takeover: bool = False
     """Take the run directory over from a driver elsewhere that gives no sign of life any more (synergy/driver/lock.py)."""
     warm: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from synergy import cli, stages
 from synergy.cluster.room import Room
@@ -13,9 +14,11 @@ from synergy.config import Config, Run
 from synergy.driver import disk, display, execute, identity, keep, plan, sharing, state, store, warm
 from synergy.driver.execute import Limits
 from synergy.driver.plan import Plan
+from synergy.errors import StageFailed
 from synergy.report import results
 
 STOPPED = "\nthe sweep stopped here, before its other jobs; what is finished is kept, and the same command continues it"
+WAYS_ON = "run.keep_going=true goes on with the others"
 
 
 def action(tasks: list[Task]) -> None:
@@ -26,17 +29,54 @@ def action(tasks: list[Task]) -> None:
     require_space(plans)
     with warm.beside(tasks[0].cfg.run.warm, plans) as server:  # imports while the settings are checked
         preflight(tasks, plans)
-        for task, todo in zip(tasks, plans, strict=True):
-            if task.of > 1:
-                print(f"job {task.number} of {task.of}: {task.name}", flush=True)
-            with task.telling(STOPPED):
-                now = todo if task.number == 1 else plan.of_config(task.cfg, fetch=True)
-                _run(task.cfg, now, server, [now, *plans[task.number :]])
-    ends = [(task, plan.of_config(task.cfg)) for task in tasks] if len(tasks) > 1 else []
-    if any(results.evaluates(todo) for _, todo in ends):
+        if len(tasks) == 1:
+            _run(tasks[0].cfg, plans[0], server, plans)
+        else:
+            _sweep(tasks, plans, server)
+
+
+def _sweep(tasks: Sequence[Task], plans: Sequence[Plan], server: warm.Warm | None) -> None:
+    """Every job, and the report over those that were finished. Raises StageFailed if one was not: at once, or with
+    run.keep_going after the others."""
+    done: list[Task] = []
+    failed: dict[str, Plan] = {}
+    broken: dict[Path, str] = {}  # stages that failed: no other job tries them again
+    for task, todo in zip(tasks, plans, strict=True):
+        print(f"job {task.number} of {task.of}: {task.name}", flush=True)
+        going = task.cfg.run.keep_going
+        now = todo if task.number == 1 else plan.of_config(task.cfg, fetch=True)
+        try:
+            with task.telling("" if going else f"{STOPPED}; {WAYS_ON}"):
+                for step in now.steps:
+                    if step.folder in broken:
+                        raise StageFailed(f"needs {step.stage.name}, which failed in {broken[step.folder]}")
+                _run(task.cfg, now, server, [now, *failed.values(), *plans[task.number :]])
+            done.append(task)
+        except StageFailed as error:
+            if not going:
+                _report(done, len(tasks))
+                raise
+            cli.tell(str(error), 1)
+            failed[f"job {task.number} ({task.name})"] = now
+            stage = next((step for step in plan.of_config(task.cfg).steps if step.action != "reuse"), None)
+            if stage:
+                broken.setdefault(stage.folder, f"job {task.number}")
+    _report(done, len(tasks))
+    if failed:
+        raise StageFailed(
+            f"{len(failed)} of {len(tasks)} jobs failed: {', '.join(failed)}; their messages are above, and the same command "
+            "tries them again"
+        )
+
+
+def _report(done: Sequence[Task], of: int) -> None:
+    """The report over finished jobs, if there is something to compare."""
+    ends = [(task, plan.of_config(task.cfg)) for task in done]
+    if len(ends) > 1 and any(results.evaluates(todo) for _, todo in ends):
         from synergy.report import sweep_page
 
-        print(f"report over all jobs: {sweep_page.write(ends)}")
+        which = "all jobs" if len(ends) == of else f"the {len(ends)} finished jobs"
+        print(f"report over {which}: {sweep_page.write(ends)}", flush=True)
 
 
 def require_space(plans: Sequence[Plan]) -> None:

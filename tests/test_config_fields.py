@@ -97,6 +97,7 @@ RUNTIME: dict[str, Any] = {
     "run.stall_minutes": 1.0,
     "run.stage_hours": 1.0,
     "run.retries": 5,
+    "run.keep_going": True,
     "run.takeover": True,
     "run.warm": False,
     "run.keep": "final",

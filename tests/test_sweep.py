@@ -184,26 +184,68 @@ def test_an_unfinished_job_is_named(jobs: Jobs) -> None:
         sweep_page.write([jobs.found[0], (task, replace(todo, steps=steps))])
 
 
+class Going:
+    """run.action over the jobs, whose runs are told and fail where asked."""
+
+    def __init__(self, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tasks, self.found = [task for task, _ in jobs.found], jobs.found
+        self.fail()
+        monkeypatch.setattr(driver_plan, "of_config", lambda cfg, fetch=False: self.plans[id(cfg)])
+        monkeypatch.setattr(run, "_run", self._run)
+
+    def fail(self, *numbers: int) -> None:
+        """From here on the jobs of these numbers fail, and no job has failed yet."""
+        self.failing, self.begun = numbers, list[int]()
+        self.plans = {id(task.cfg): todo for task, todo in self.found}
+
+    def _run(self, cfg: Config, todo: Plan, server: object, plans: object) -> None:
+        number = next(task.number for task in self.tasks if task.cfg is cfg)
+        self.begun.append(number)
+        if number in self.failing:
+            steps = [step if step.stage.kind != "sft" else replace(step, action="run") for step in todo.steps]
+            self.plans[id(cfg)] = replace(todo, steps=steps)
+            raise StageFailed("stage model broke")
+
+
 def test_a_failure_stops_the_sweep_and_says_how_to_go_on(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plans = {id(task.cfg): todo for task, todo in jobs.found}
-    monkeypatch.setattr(driver_plan, "of_config", lambda cfg, fetch=False: plans[id(cfg)])
-    begun = []
-
-    def one(cfg: Config, todo: Plan, server: object, plans: object) -> None:
-        begun.append(todo.recipe)
-        if len(begun) == 2:
-            raise StageFailed("stage sft broke")
-
-    monkeypatch.setattr(run, "_run", one)
-    with pytest.raises(StageFailed, match=r"job 2 of 5 \(sft seed=0\): stage sft broke\n.*same command continues"):
-        run.action([task for task, _ in jobs.found])
-    assert begun == ["rl", "sft"] and not (jobs.root / "reports").exists()
-    begun += ["now the others go through"]
-    run.action([task for task, _ in jobs.found])
-    assert begun[3:] == ["rl", "sft", "sft", "base", "base"]
+    going = Going(jobs, monkeypatch)
+    going.fail(2)
+    with pytest.raises(
+        StageFailed, match=r"job 2 of 5 \(sft seed=0\): stage model broke\n.*same command continues.*keep_going"
+    ):
+        run.action(going.tasks)
+    assert going.begun == [1, 2] and not (jobs.root / "reports").exists()
+    going.fail(3)
+    with pytest.raises(StageFailed, match="job 3 of 5"):
+        run.action(going.tasks)
+    assert "report over the 2 finished jobs: " in capsys.readouterr().out
+    going.fail()
+    run.action(going.tasks)
+    assert going.begun == [1, 2, 3, 4, 5]
     assert "report over all jobs: " in capsys.readouterr().out
+
+
+def test_told_to_keep_going_a_sweep_fails_at_its_end_and_tries_nothing_twice(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for task, _ in jobs.found:
+        task.cfg.run.keep_going = True
+    task, todo = jobs.found[1]
+    jobs.found.insert(2, (replace(task, cfg=replace(task.cfg)), todo))  # needs the stage that job 2 can't make
+    jobs.found[:] = [(replace(one, number=i, of=6), plan) for i, (one, plan) in enumerate(jobs.found, 1)]
+    going = Going(jobs, monkeypatch)
+    going.fail(2)
+    with pytest.raises(
+        StageFailed, match=r"^2 of 6 jobs failed: job 2 \(sft seed=0\), job 3 \(sft seed=0\); .*tries them again"
+    ):
+        run.action(going.tasks)
+    assert going.begun == [1, 2, 4, 5, 6]
+    told = capsys.readouterr()
+    assert "report over the 4 finished jobs: " in told.out
+    assert "job 2 of 6 (sft seed=0): stage model broke" in told.err
+    assert "job 3 of 6 (sft seed=0): needs model, which failed in job 2" in told.err
 
 
 def test_all_jobs_are_checked_before_the_first_begins(tmp_path: Path) -> None:
