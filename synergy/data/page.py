@@ -30,7 +30,7 @@ def write(cfg: Config, parts: Sequence[Part], told: Told, rules: Rules, out: Pat
     shown = {
         "title": "Prepared data",
         "created": pages.date(created),
-        "cost": f"{len(parts)} sources, {form.seconds(seconds)}",
+        "cost": f"{len(parts)} source{'s' * (len(parts) != 1)}, {form.seconds(seconds)}",
         "headline": _headline(told),
         "sources": _sources(parts, told),
         "checks": _checks(told, rules),
@@ -56,7 +56,7 @@ def _headline(told: Told) -> list[str]:
     if told.fails:
         return [f"Nothing was written: {sum(told.fails.values()):,} problems in {rows:,} rows under checks that fail."]
     mended = sum(count for (_, outcome), count in told.found.items() if outcome == "repaired")
-    found = [f"{kept:,} of {rows:,} rows are kept; {rows - kept:,} were left out, {mended:,} problems repaired."]
+    found = [f"{kept:,} of {rows:,} rows kept; {rows - kept:,} left out, problems repaired: {mended:,}."]
     return found + ["Every row passed every check."] * (not told.found)
 
 
