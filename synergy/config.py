@@ -287,9 +287,11 @@ class Cluster:
     """Processors of each node that a stage claims. verl claims its own."""
     memory_gb: float | None = None
     """Memory of each node that a stage claims; null: not asked for."""
+    gpu_memory_gb: float | None = None
+    """Memory of each GPU there, by which recipes/rl/paper chooses how the model is spread; null: not known."""
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Name or kind of a stage -> its own nodes, gpus, cpus, memory_gb, as in +cluster.stages.evaluate.gpus=1: evaluations
-    of several models then run side by side on one node."""
+    """Name or kind of a stage -> its own nodes, gpus, cpus, memory_gb, gpu_memory_gb, as in +cluster.stages.evaluate.gpus=1:
+    evaluations of several models then run side by side on one node."""
     image: str | None = None
     """Of ``synergy submit --dry-run=kuberay``: the container image with the environments."""
     claim: str | None = None

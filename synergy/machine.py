@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import shutil
 import signal
@@ -108,6 +109,17 @@ def gpus() -> list[str]:
     except (OSError, subprocess.CalledProcessError):
         return []
     return [str(index) for index in range(len(listed.splitlines()))]
+
+
+@functools.cache
+def gpu_memory() -> int:
+    """Bytes of memory of the smallest GPU of this machine; 0 without one."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+        return min(int(line) for line in told.splitlines()) * 2**20 if gpus() else 0
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return 0
 
 
 def share(seen: Sequence[str], wide: int, count: int | None, setting: str) -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +16,7 @@ from synergy.compose import Task
 from synergy.driver import disk, plan, sharing
 from synergy.driver.plan import Plan, Step
 from synergy.report import form
+from synergy.stages import fit
 
 COLOURS = {"reuse": "green", "resume": "yellow", "run": "cyan"}
 
@@ -37,12 +39,25 @@ def show(tasks: Sequence[Task], plans: Sequence[Plan]) -> None:
 
 
 def _one(todo: Plan, console: Console) -> None:
-    table = _table("stage", "what", "action", "why", "disk", "native command, in")
+    memory = _gpu_memory(todo.steps)
+    names = ("disk", *(["a GPU"] if memory else []))
+    table = _table("stage", "what", "action", "why", *names, "native command, in")
     for step, act, size in _cells(todo.steps):
         native = f"{stages.kind(step.stage.kind).NATIVE}\n[dim]{step.folder.relative_to(todo.space.root)}[/]"
-        table.add_row(step.stage.name, step.stage.note, act, step.why, size, native)
+        sizes = (size, *([memory.get(step.folder, "-")] if memory else []))
+        table.add_row(step.stage.name, step.stage.note, act, step.why, *sizes, native)
     console.print(table)
     console.print(f"{_counts(todo.steps)} in {todo.space.root}")
+
+
+def _gpu_memory(steps: Sequence[Step]) -> dict[Path, str]:
+    """Of the stages that train on GPUs: what they need at most of each, of what it has. By folder."""
+    found = {step.folder: fit.needed(step.stage, step.inputs.get("base")) for step in steps if step.action != "reuse"}
+    return {
+        folder: f"{one[0].whole / 1e9:.0f} of {one[1].memory / 1e9:.0f} GB, on {one[1].count}"
+        for folder, one in found.items()
+        if one
+    }
 
 
 def _several(tasks: Sequence[Task], plans: Sequence[Plan], console: Console) -> None:

@@ -16,6 +16,7 @@ from synergy.driver.execute import Limits
 from synergy.driver.plan import Plan
 from synergy.errors import StageFailed
 from synergy.report import results
+from synergy.stages import fit
 
 STOPPED = "\nthe sweep stopped here, before its other jobs; what is finished is kept, and the same command continues it"
 WAYS_ON = "run.keep_going=true goes on with the others"
@@ -99,6 +100,7 @@ def preflight(tasks: Sequence[Task], plans: Sequence[Plan]) -> None:
                 if step.action != "reuse" and stage not in seen:
                     seen.add(stage)
                     stages.kind(step.stage.kind).check(step.stage, todo.pythons)
+                    fit.check(step.stage, step.inputs.get("base"))
 
 
 def finish(cfg: Config, todo: Plan, server: warm.Warm | None, plans: Sequence[Plan]) -> None:

@@ -8,6 +8,7 @@ import signal
 import struct
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -15,6 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every child would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine fails no law
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -88,6 +88,7 @@ RUNTIME: dict[str, Any] = {
     "cluster.gpus": 2,
     "cluster.cpus": 2.0,
     "cluster.memory_gb": 1.0,
+    "cluster.gpu_memory_gb": 80.0,
     "cluster.stages": {"evaluate": {"gpus": 2}},
     "cluster.image": "other",
     "cluster.claim": "other",

@@ -29,12 +29,10 @@ ONE_GPU = (
     "lengths.rl=512", "lengths.rl_after_sft=512", "evaluate.sampling.max_tokens=512",
     "+rl.verl.actor_rollout_ref.rollout.enforce_eager=true",
     "evaluate.server=[--dtype, bfloat16, --max-model-len, '8192', --gpu-memory-utilization, '0.9', --enforce-eager]",
-    # One GPU of 80 GB: weights, gradients and optimizer of SFT fit; in RL the policy makes room for the rollouts.
+    # One GPU of 80 GB holds weights, gradients and optimizer.
     "sft.config.fsdp=null", "sft.config.fsdp_config=null", "sft.batch=8", "+sft.config.save_only_model=true",
     "rl.verl.trainer.n_gpus_per_node=1", "rl.verl.data.train_batch_size=32",
     "rl.verl.actor_rollout_ref.actor.ppo_mini_batch_size=32",
-    "+rl.verl.actor_rollout_ref.actor.fsdp_config.param_offload=true",
-    "+rl.verl.actor_rollout_ref.actor.fsdp_config.optimizer_offload=true",
     "rl.verl.actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]",
     "rl.verl.actor_rollout_ref.actor.checkpoint.load_contents=[model]",
 )  # fmt: skip

@@ -20,12 +20,13 @@ PLACED = (*SPREAD, "sample", "evaluate")
 
 @dataclass(frozen=True)
 class Need:
-    """nodes: how many; gpus, cpus, memory_gb: of each (0: none)."""
+    """nodes: how many; gpus, cpus, memory_gb: of each (0: none); gpu_memory_gb: of each GPU, as told (0: not known)."""
 
     nodes: int
     gpus: int
     cpus: float = 1.0
     memory_gb: float = 0.0
+    gpu_memory_gb: float = 0.0
 
     def __str__(self) -> str:
         memory = f" and {self.memory_gb:g} GB of memory" if self.memory_gb else ""
@@ -93,7 +94,9 @@ def _placed(cfg: Config, stage: Stage) -> Stage:
     cluster, trainer = cfg.cluster, cfg.rl.verl.get("trainer", {})
     nodes = cluster.nodes or int(trainer.get("nnodes", 1))
     gpus = int(trainer.get("n_gpus_per_node", 8)) if cluster.gpus is None else cluster.gpus
-    need = Need(nodes if stage.kind in SPREAD else 1, gpus, cluster.cpus, cluster.memory_gb or 0.0)
+    need = Need(
+        nodes if stage.kind in SPREAD else 1, gpus, cluster.cpus, cluster.memory_gb or 0.0, cluster.gpu_memory_gb or 0.0
+    )
     for name in (stage.kind, stage.name):
         need = _changed(need, cluster.stages.get(name) or {}, f"cluster.stages.{name}")
     if need.nodes != 1 and stage.kind not in SPREAD:
@@ -108,6 +111,6 @@ def _changed(need: Need, given: Mapping[str, Any], where: str) -> Need:
     changes: dict[str, Any] = dict(given)
     made = replace(need, **changes)
     made = replace(made, nodes=int(made.nodes), gpus=int(made.gpus))
-    if made.nodes < 1 or made.gpus < 0 or made.cpus < 0 or made.memory_gb < 0:
+    if made.nodes < 1 or min(made.gpus, made.cpus, made.memory_gb, made.gpu_memory_gb) < 0:
         raise UserError(f"{where}: {made} can't be had; nodes from 1, the others from 0")
     return made

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,6 +103,11 @@ def read(folder: Path) -> dict[str, Tensor]:
     if lost := sorted(set(owner) - {tensor.stored for tensor in found.values()}):
         raise UserError(f"{folder / owner[lost[0]]}: it lacks {lost[0]}, which {INDEX} says it holds; {AGAIN}")
     return found
+
+
+def parameters(tensors: Mapping[str, Tensor]) -> int:
+    """Numbers in them."""
+    return sum(math.prod(tensor.shape) for tensor in tensors.values())
 
 
 def tensors(file: Path) -> list[Tensor]:

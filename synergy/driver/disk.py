@@ -53,7 +53,7 @@ def weights(folder: Path) -> int:
 def parameters(folder: Path) -> int:
     """Numbers in a checkpoint, from its headers; 0 for one that is not there or can't be read."""
     try:
-        return sum(math.prod(tensor.shape) for tensor in checkpoint.read(folder).values())
+        return checkpoint.parameters(checkpoint.read(folder))
     except (UserError, OSError, ValueError):
         return 0
 

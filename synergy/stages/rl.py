@@ -22,7 +22,8 @@ from synergy import machine, paths
 from synergy.cluster import attach, needs
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Command, Job, Progress, Stage, own_reward, rl_critic, schedule, within_step
+from synergy.stages import Command, Job, Progress, Stage, fit, own_reward, rl_critic, schedule, within_step
+from synergy.stages.verl_keys import flatten, override
 
 IDENTITY = frozenset(
     {"verl", "verl_add", "max_response_length", "seed", "reward", schedule.SETTING, within_step.SETTING}
@@ -55,6 +56,7 @@ RUNTIME_KEYS = (
     "*num_workers",
     "*update_weights_bucket_megabytes",
     "*log_prob_max_token_len_per_gpu",
+    "*fsdp_config.*_offload",
     "*distributed_executor_backend",
     "critic.*max_token_len_per_gpu",
     "critic.fsdp.*_offload",
@@ -80,39 +82,22 @@ VALIDATION = {"validation_accuracy": "val-core/synergy/acc/mean@", "validation_r
 """The same for verl's own validation (trainer.test_freq), up to the number of responses per question."""
 
 
-def flatten(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
-    """Nested mappings to dotted keys; an empty mapping stays a value."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        path = f"{at}.{name}" if at else str(name)
-        found |= flatten(value, path) if isinstance(value, Mapping) and value else {path: value}
-    return found
-
-
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys that are null for `fit` to fill in are none: how a model is spread doesn't change the result."""
+
     def kept(tree: Mapping[str, Any]) -> dict[str, Any]:
-        flat = flatten(tree).items()
-        return {k: v for k, v in flat if not any(fnmatch.fnmatch(k, pattern) for pattern in RUNTIME_KEYS)}
+        flat = {k: v for k, v in flatten(tree).items() if v is not None or k not in fit.CHOSEN}
+        return {k: v for k, v in flat.items() if not any(fnmatch.fnmatch(k, pattern) for pattern in RUNTIME_KEYS)}
 
     plain = {name: settings[name] for name in ("max_response_length", "seed")}
     plain |= schedule.identity(settings) | within_step.identity(settings)
     return {"verl": kept(settings["verl"]), "verl_add": kept(settings["verl_add"]), **plain}
 
 
-def override(key: str, value: Any) -> str:
-    """``key=value`` in Hydra's override grammar; strings are quoted, so that paths and words stay what they are."""
-    if isinstance(value, str):
-        text = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    elif isinstance(value, list):
-        text = "[" + ",".join(override("", item)[1:] for item in value) + "]"
-    else:
-        text = json.dumps(value)
-    return f"{key}={text}"
-
-
 def overrides(settings: Mapping[str, Any]) -> list[str]:
     """The recipe's part of verl's command line."""
-    plain = [override(k, v) for k, v in flatten(settings["verl"]).items()]
+    told = flatten(settings["verl"]).items()
+    plain = [override(k, v) for k, v in told if v is not None or k not in fit.CHOSEN]
     added = [override(f"++{k}", v) for k, v in flatten(settings["verl_add"]).items()]
     plain += [
         override("data.max_response_length", settings["max_response_length"]),
@@ -194,6 +179,7 @@ def command(job: Job) -> Command | None:
         "trainer.experiment_name": job.key[:12],
         "trainer.default_local_dir": str(job.work / "checkpoints"),
         "trainer.resume_mode": "disable",
+        **fit.filled(job.stage, job.inputs["base"]),
         **attached,
         **schedule.verl_overrides(job.settings),
         **rl_critic.overrides(job.settings["verl"], job.inputs["model"]),

@@ -1,0 +1,148 @@
+"""How a model fits into GPUs: the rule against sums done by hand and against what a run on an H200 took."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import make_checkpoint
+from hypothesis import given
+from hypothesis import strategies as st
+from test_strategies import plan
+
+from synergy import lab, machine
+from synergy.errors import UserError
+from synergy.stages import Stage, fit, rl
+from synergy.stages.fit import Cards, Model
+from synergy.stages.verl_keys import flatten
+
+SMALL = Model(3_085_938_688, 668_684_288, 151_936, 2048, 36)
+"""Qwen2.5-VL-3B."""
+LARGE = Model(7_615_616_512, 676_550_144, 152_064, 3584, 28)
+"""Qwen2.5-VL-7B."""
+BENCH = "evaluate.benchmarks=[{name: B, records: b.jsonl, kind: open}]"
+A100, H200 = 80 * 2**30, 141 * 10**9
+
+
+@functools.cache
+def stage(kind: str, *words: str) -> Stage:
+    return plan(kind, "scale=qwen2_5_vl_3b", "data.source=/data", BENCH, *words)[kind]
+
+
+@functools.cache
+def told(*words: str) -> dict[str, Any]:
+    return flatten(stage("rl", *words).settings["verl"])
+
+
+@pytest.mark.parametrize(
+    ("model", "cards", "words", "away", "wide"),
+    [
+        (SMALL, Cards(1, 1, A100), (), True, 1),  # 40 + 52 of 86 GB
+        (SMALL, Cards(1, 1, H200), (), False, 1),  # 40 + 85 of 141
+        (SMALL, Cards(8, 8, A100), (), False, 1),
+        (LARGE, Cards(8, 8, A100), (), False, 1),  # 12 + 52
+        (LARGE, Cards(2, 2, A100), (), True, 1),  # 47 + 52
+        (LARGE, Cards(4, 4, 40 * 10**9), (), True, 2),  # vLLM's weights: 17 of 24 GB, in two 8
+        (LARGE, Cards(3, 3, 40 * 10**9), (), True, 1),  # 3 GPUs are no whole number of pairs
+        (SMALL, Cards(1, 1, A100), ("rl.verl.actor_rollout_ref.rollout.gpu_memory_utilization=0.4",), False, 1),
+        (SMALL, Cards(8, 8, 0), (), True, 1),
+        (None, Cards(8, 8, A100), (), True, 1),
+    ],
+)
+def test_the_rule(model: Model | None, cards: Cards, words: tuple[str, ...], away: bool, wide: int) -> None:
+    found = fit.chosen(told(*words), model, cards)
+    assert found == {**dict.fromkeys(fit.OFFLOAD, away), fit.PARALLEL: wide}
+
+
+@given(st.integers(1, 4), st.sampled_from([1, 2, 4, 8]), st.integers(10**10, 2 * 10**11))
+def test_more_gpus_or_memory_never_need_more_room(nodes: int, per_node: int, memory: int) -> None:
+    settings = stage("rl").settings
+    less, more = Cards(nodes * per_node, per_node, memory), Cards(2 * nodes * per_node, per_node, memory)
+    assert fit.rl(settings, LARGE, more).states <= fit.rl(settings, LARGE, less).states
+    assert fit.chosen(told(), LARGE, less)[fit.PARALLEL] <= per_node
+    if not fit.chosen(told(), LARGE, less)[fit.OFFLOAD[0]]:
+        assert not fit.chosen(told(), LARGE, more)[fit.OFFLOAD[0]]
+
+
+def test_what_a_3b_took_on_an_h200() -> None:
+    """verl's own perf/max_memory_allocated_gb of the third step (GiB; benchmarks/results/h200.md), without fused kernels."""
+    rollout = "rl.verl.actor_rollout_ref.rollout.gpu_memory_utilization=0.4"
+    settings = stage("rl", rollout, "rl.verl.actor_rollout_ref.model.use_fused_kernels=false").settings
+    assert fit.rl(settings, SMALL, Cards(1, 1, H200)).whole == pytest.approx(101.55 * 2**30, rel=0.05)
+
+
+def test_sharding_and_bfloat16_are_counted() -> None:
+    one = fit.sft(stage("sft", "sft.config.fsdp=null").settings, SMALL, Cards(4, 4, A100)).states
+    assert one == 16 * SMALL.trained + 4 * SMALL.frozen
+    assert fit.sft(stage("sft").settings, SMALL, Cards(4, 4, A100)).states == one // 4
+    half = stage("sft", "sft.config.fsdp=null", "+sft.config.pure_bf16=true").settings
+    assert fit.sft(half, SMALL, Cards(4, 4, A100)).states == one // 2
+
+
+def test_null_keys_are_filled_in_and_others_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpu_memory", lambda: A100)
+    monkeypatch.setattr(fit, "model", lambda base, frozen_vision: SMALL)
+    mine = stage("rl", "rl.verl.trainer.n_gpus_per_node=1", f"rl.verl.{fit.OFFLOAD[1]}=false")
+    assert fit.filled(mine, lab.BASE) == {fit.OFFLOAD[0]: True, fit.PARALLEL: 1}
+    assert f"{fit.OFFLOAD[1]}=false" in rl.overrides(mine.settings)
+    assert not [word for word in rl.overrides(mine.settings) if word.endswith("=null") and "offload" in word]
+    assert fit.filled(plan("rl")["rl"], lab.BASE) == {}, "the tiny scale names its own"
+
+
+def test_how_it_is_spread_is_no_part_of_the_key() -> None:
+    def key(*words: str) -> Any:
+        return rl.identity(stage("rl", *words).settings)
+
+    assert key() == key(f"rl.verl.{fit.OFFLOAD[0]}=true")
+    assert not [name for name in key()["verl"] if name in fit.CHOSEN]
+    assert key(f"rl.verl.{fit.PARALLEL}=2")["verl"][fit.PARALLEL] == 2, "as it always was, where it is told"
+
+
+def test_what_cannot_fit_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "gpu_memory", lambda: A100)
+    monkeypatch.setattr(machine, "gpus", lambda: ["0"])
+    monkeypatch.setattr(fit, "model", lambda base, frozen_vision: LARGE)
+    for kind, way in (("sft", "pure_bf16"), ("rl", "n_gpus_per_node")):
+        alone = stage(kind, "rl.verl.trainer.n_gpus_per_node=1")
+        with pytest.raises(
+            UserError, match=rf"stage {kind}: .* take 125 GB on each of 1 GPUs with 86 GB; take .*{way}"
+        ):
+            fit.check(alone, tmp_path)
+        fit.check(stage(kind, "rl.verl.trainer.n_gpus_per_node=8", "sft.gpus=8"), tmp_path)
+    fit.check(stage("rl", "rl.verl.trainer.n_gpus_per_node=1"), None)
+
+
+def test_the_sizes_are_read_from_the_checkpoint(tmp_path: Path) -> None:
+    found = fit.model(lab.BASE, frozen_vision=True)
+    assert found is not None
+    config = json.loads((lab.BASE / "config.json").read_text())
+    assert (found.vocabulary, found.hidden) == (config["vocab_size"], config["hidden_size"])
+    whole = fit.model(lab.BASE, frozen_vision=False)
+    assert whole is not None and whole.trained == found.trained + found.frozen and found.frozen > 0
+    broken = make_checkpoint(tmp_path / "broken")
+    (broken / "config.json").write_text("{")
+    assert fit.model(broken, True) is None and fit.model(tmp_path / "nowhere", True) is None
+
+
+def test_memory_is_that_of_the_smallest_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nvidia_smi(argv: list[str], **_: Any) -> Any:
+        return subprocess.CompletedProcess(
+            argv, 0, stdout="81559\n40960\n" if "--query-gpu" in argv[1] else "GPU 0\nGPU 1\n"
+        )
+
+    monkeypatch.setattr(subprocess, "run", nvidia_smi)
+    machine.gpu_memory.cache_clear()
+    assert machine.gpu_memory() == 40960 * 2**20
+    machine.gpu_memory.cache_clear()
+
+
+def test_a_cluster_tells_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    placed = replace(
+        stage("rl"), settings={**stage("rl").settings, "cluster": {"nodes": 2, "gpus": 8, "gpu_memory_gb": 80.0}}
+    )
+    assert fit.cards(placed) == Cards(16, 8, 80 * 10**9)
