@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch_index
 
 from synergy import doctor, environments, paths
 from synergy.config import Frameworks
@@ -112,6 +113,29 @@ def test_sources_for_uv_end_with_the_cpu_index(setup: ModuleType) -> None:
     extra = {"UV_INDEX": "https://e.example", "UV_INDEX_STRATEGY": "unsafe-best-match"}
     assert setup.uv_sources(settings, cpu=True) == [base, {**base, **extra}, {**base, "UV_TORCH_BACKEND": "cpu"}]
     assert setup.uv_sources({}, cpu=False) == [{}]
+
+
+def test_where_pip_sees_no_cpu_build_uv_takes_it_from_pytorchs_index(
+    setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real uv, with a stand-in for the host that it knows by --torch-backend cpu; pip is set to an index without torch."""
+    (tmp_path / "simple").mkdir()
+    uv = setup.Uv.__new__(setup.Uv)
+    with torch_index.serving(tmp_path) as (env, asked), (tmp_path / "lock").open("w") as lock:
+        uv.tools, uv.lock = paths.ENVS / "tools" / "bin", lock.fileno()
+        for name, value in {**env, "UV_CACHE_DIR": str(tmp_path / "cache"), "UV_NO_CONFIG": "1"}.items():
+            monkeypatch.setenv(name, value)
+        listing = f"global.index-url='file://{tmp_path}/simple'"
+        source = uv._source_of("torch==2.13.0+cpu", setup.uv_sources(setup.pip_settings(listing), cpu=True))
+        assert "torch==2.13.0+cpu: PyTorch CPU index" in capsys.readouterr().out
+        folder = tmp_path / "env"
+        assert uv(source, "venv", "--python", sys.executable, str(folder)) == 0
+        assert uv(source, "pip", "install", "--no-deps", "--python", str(folder), "torch==2.13.0+cpu") == 0
+        with pytest.raises(SystemExit):
+            uv._source_of("torch==2.12.0+cpu", setup.uv_sources(setup.pip_settings(listing), cpu=True))
+    assert next(folder.glob("lib/python3*/site-packages/torch-2.13.0+cpu.dist-info")).is_dir()
+    assert set(asked) == {"/whl/cpu/torch/", f"/whl/cpu/{torch_index.WHEEL}"}
+    assert "is neither where pip looks nor on PyTorch's CPU index" in capsys.readouterr().err
 
 
 def test_stamp_follows_pins_script_folder_and_its_python(
