@@ -138,6 +138,21 @@ def test_where_pip_sees_no_cpu_build_uv_takes_it_from_pytorchs_index(
     assert "is neither where pip looks nor on PyTorch's CPU index" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("said", "code", "there"), [("GPU 0: NVIDIA H200", 0, True), ("No devices were found", 0, False), ("", 9, False)]
+)
+def test_a_gpu_is_what_nvidia_smi_lists(
+    setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, code: int, there: bool
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho '{said}'\nexit {code}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert setup.has_gpu() is there
+    program.unlink()
+    assert not setup.has_gpu()
+
+
 def test_stamp_follows_pins_script_folder_and_its_python(
     setup: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
