@@ -141,6 +141,12 @@ def test_memory_is_that_of_the_smallest_gpu(monkeypatch: pytest.MonkeyPatch) -> 
     machine.gpu_memory.cache_clear()
 
 
+def test_more_gpus_than_there_are_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpus", lambda: ["0"])
+    with pytest.raises(UserError, match=r"8 GPUs .* this host has 1; set rl\.verl\.trainer\.n_gpus_per_node=1"):
+        rl.check(stage("rl"), {"verl": "/python"})
+
+
 def test_a_cluster_tells_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     placed = replace(
         stage("rl"), settings={**stage("rl").settings, "cluster": {"nodes": 2, "gpus": 8, "gpu_memory_gb": 80.0}}

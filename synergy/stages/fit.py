@@ -142,7 +142,7 @@ def filled(stage: Stage, base: Path) -> dict[str, Any]:
     """The rule's values of an RL stage's keys that are null."""
     told = flatten(stage.settings["verl"])
     empty = [key for key in CHOSEN if key in told and told[key] is None]
-    made = chosen(told, model(base, frozen_vision=True), cards(stage)) if empty else {}
+    made = chosen(told, model(base, _frozen(stage)), cards(stage)) if empty else {}
     return {key: made[key] for key in empty}
 
 
@@ -152,13 +152,19 @@ def needed(stage: Stage, base: Path | None) -> tuple[Need, Cards] | None:
         return None
     on = cards(stage)
     config = stage.settings["config"] if stage.kind == "sft" else {}
-    vision = bool(config.get("freeze_vision_tower", True))
     if not on.count or not on.memory or config.get("finetuning_type", "full") != "full" or config.get("deepspeed"):
         return None
-    found = model(base, vision)
+    found = model(base, _frozen(stage))
     if found is None:
         return None
     return (sft if stage.kind == "sft" else rl)(stage.settings, found, on), on
+
+
+def _frozen(stage: Stage) -> bool:
+    """Whether the vision tower is: LLaMA-Factory's default, and not verl's."""
+    if stage.kind == "sft":
+        return bool(stage.settings["config"].get("freeze_vision_tower", True))
+    return bool(flatten(stage.settings["verl"]).get(f"{ACTOR}.freeze_vision_tower", False))
 
 
 def check(stage: Stage, base: Path | None) -> None:

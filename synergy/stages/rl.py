@@ -111,6 +111,12 @@ def check(stage: Stage, pythons: Mapping[str, str]) -> None:
     """Lets verl's own config files compose and resolve; starts nothing else (launch/plugins/verl_config.py)."""
     schedule.check_rl(stage.settings)
     given = flatten(stage.settings["verl"]) | flatten(stage.settings["verl_add"])
+    count, here = fit.cards(stage).count, len(machine.gpus())
+    if needs.SETTING not in stage.settings and here and count > here:
+        raise UserError(
+            f"rl.verl.trainer: {count} GPUs (nnodes times n_gpus_per_node), and this host has {here}; set "
+            f"rl.verl.trainer.n_gpus_per_node={here}, or cluster=ray"
+        )
     if native := [key for key in given if key.endswith("custom_reward_function.path")]:
         raise UserError(f"rl.verl.{native[0]}: bring a reward function by reward.path and reward.name instead")
     program = str(paths.ROOT / "launch" / "plugins" / "verl_config.py")
