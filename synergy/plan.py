@@ -40,7 +40,7 @@ def show(tasks: Sequence[Task], plans: Sequence[Plan]) -> None:
 
 def _one(todo: Plan, console: Console) -> None:
     memory = _gpu_memory(todo.steps)
-    names = ("disk", *(["a GPU"] if memory else []))
+    names = ("disk", *(["GPU memory"] if memory else []))
     table = _table("stage", "what", "action", "why", *names, "native command, in")
     for step, act, size in _cells(todo.steps):
         native = f"{stages.kind(step.stage.kind).NATIVE}\n[dim]{step.folder.relative_to(todo.space.root)}[/]"

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from synergy import environments, paths
 from synergy.driver import process
 
@@ -39,6 +41,7 @@ class Local:
     address: str
     gcs: str
     child: subprocess.Popen[str]
+    mark: str = ""
 
     def tell(self, words: str) -> str:
         assert self.child.stdin is not None
@@ -60,6 +63,12 @@ class Local:
         """SIGKILL to all of a node's processes."""
         self.tell(f"kill {node}")
 
+    def lose(self) -> None:
+        """SIGKILL to the head, all nodes and all that runs there, jobs and their drivers too."""
+        for one in process.family(self.mark):
+            with suppress(psutil.Error):
+                one.kill()
+
 
 @contextmanager
 def local(*workers: int, env: Mapping[str, str] | None = None, cpus: int = 4) -> Iterator[Local]:
@@ -74,7 +83,7 @@ def local(*workers: int, env: Mapping[str, str] | None = None, cpus: int = 4) ->
     try:
         made = Local("", "", child)
         told = json.loads(made._answer())
-        made = Local(f"http://{told['dashboard']}", told["gcs"], child)
+        made = Local(f"http://{told['dashboard']}", told["gcs"], child, mark)
         for gpus in workers:
             made.add(gpus)
         yield made

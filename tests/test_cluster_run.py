@@ -1,5 +1,6 @@
 """The real thing on a real Ray cluster of several nodes: `synergy submit recipe=two_stage cluster=ray`, with a node killed in
-mid-stage and another that joins late. LLaMA-Factory, verl, vLLM and VLMEvalKit run on its nodes."""
+mid-stage and another that joins late; and `recipe=rl`, whose cluster is lost, head and all. LLaMA-Factory, verl, vLLM and
+VLMEvalKit run on its nodes."""
 
 from __future__ import annotations
 
@@ -17,11 +18,11 @@ from test_strategies import config
 
 from synergy import paths
 from synergy.driver import plan
+from synergy.driver.ledger import Entry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 WORDS = [
-    "recipe=two_stage",
     *SMALL,
     "data.sizes={train: 48, val: 8, bench: 4}",
     "evaluate.runs=1",
@@ -34,37 +35,74 @@ WORDS = [
 ]
 
 
-def test_a_recipe_survives_a_node_that_is_killed_and_uses_one_that_joins_late(tmp_path: Path) -> None:
-    root = tmp_path / "run"
-    with ray_cluster.local() as cluster:
+class Submitted:
+    """`synergy submit` of a recipe to a cluster, until RL has its second checkpoint or its end."""
+
+    def __init__(self, cluster: ray_cluster.Local, recipe: str, folder: Path) -> None:
+        self.root, self.told = folder / "run", folder / f"told-{cluster.gcs.replace(':', '-')}.txt"
         argv = [sys.executable, "-m", "synergy.submit", "cluster=ray", f"cluster.address={cluster.address}"]
-        first = cluster.add(1)
-        told = (tmp_path / "told.txt").open("w")
-        child = subprocess.Popen(
-            [*argv, f"run.dir={root}", *WORDS], stdout=told, stderr=subprocess.STDOUT, cwd=paths.PACKAGE.parent
-        )
+        argv += [f"recipe={recipe}", f"run.dir={self.root}", *WORDS]
+        with self.told.open("w") as file:
+            self.child = subprocess.Popen(argv, stdout=file, stderr=subprocess.STDOUT, cwd=paths.PACKAGE.parent)
+
+    def wait_for_checkpoint(self) -> None:
+        while not list(self.root.glob("stages/rl-*/work/checkpoints/global_step_2/data.pt")):
+            assert self.child.poll() is None, self.told.read_text()
+            time.sleep(0.1)
+
+    def end(self) -> tuple[int, str]:
         try:
-            while not list(root.glob("stages/rl-*/work/checkpoints/global_step_2/data.pt")):
-                assert child.poll() is None, (tmp_path / "told.txt").read_text()
-                time.sleep(0.1)
+            return self.child.wait(timeout=600), self.told.read_text()
+        finally:
+            self.child.kill()
+
+
+def went_on(root: Path, rl: Entry) -> bool:
+    """Whether RL's second attempt went on from its checkpoint."""
+    file = (root / rl.output).parent / "attempt-2/verl_metrics.jsonl"
+    metrics = [json.loads(line) for line in file.read_text().splitlines()]
+    steps = [row["step"] for row in metrics if "critic/score/mean" in row["data"]]
+    return rl.attempt == 2 and rl.figures["steps"] == 5 and min(steps) >= 2
+
+
+def reused(recipe: str, root: Path) -> bool:
+    """Whether the keys are the same on one machine."""
+    here = plan.of_config(config(recipe, *WORDS, f"run.dir={root}"))
+    return [step.action for step in here.steps] == ["reuse"] * len(here.steps)
+
+
+def test_a_recipe_survives_a_node_that_is_killed_and_uses_one_that_joins_late(tmp_path: Path) -> None:
+    with ray_cluster.local() as cluster:
+        first = cluster.add(1)
+        sent = Submitted(cluster, "two_stage", tmp_path)
+        try:
+            sent.wait_for_checkpoint()
             cluster.kill(first)
             time.sleep(5.0)
             cluster.add(1)
-            code = child.wait(timeout=600)
         finally:
-            child.kill()
-    log = (tmp_path / "told.txt").read_text()
+            code, log = sent.end()
     assert code == 0, log
-    made = entries(root)
+    made = entries(sent.root)
     assert {"sft", "two_stage", "eval-base", "eval-sft", "eval-two_stage"} <= set(made)
-    rl = made["two_stage"]
-    assert rl.attempt == 2 and rl.figures["steps"] == 5
-    retried = (root / rl.output).parent / "attempt-1/retried.txt"
+    assert went_on(sent.root, made["two_stage"])
+    retried = (sent.root / made["two_stage"].output).parent / "attempt-1/retried.txt"
     assert "a Ray node was lost" in retried.read_text()
-    metrics = [json.loads(line) for line in (root / rl.output).parent.joinpath("attempt-2/verl_metrics.jsonl").open()]
-    assert min(row["step"] for row in metrics if "critic/score/mean" in row["data"]) >= 2, (
-        "it went on from its checkpoint"
-    )
-    here = plan.of_config(config("two_stage", *WORDS[1:], f"run.dir={root}"))
-    assert [step.action for step in here.steps] == ["reuse"] * len(here.steps), "the same keys as on one machine"
+    assert reused("two_stage", sent.root)
     assert re.search(r"synergy job logs synergy-two-stage-\w+", log)
+
+
+def test_a_run_whose_cluster_is_gone_head_and_all_goes_on_in_the_next(tmp_path: Path) -> None:
+    with ray_cluster.local(1) as cluster:
+        lost = Submitted(cluster, "rl", tmp_path)
+        try:
+            lost.wait_for_checkpoint()
+        finally:
+            cluster.lose()
+            code, log = lost.end()
+    assert code not in (0, None) and "Traceback" not in log, log
+    assert "rl" not in entries(lost.root)
+    with ray_cluster.local(1) as cluster:
+        code, log = Submitted(cluster, "rl", tmp_path).end()
+    assert code == 0, log
+    assert went_on(lost.root, entries(lost.root)["rl"]) and reused("rl", lost.root)

@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_strategies import plan
 
-from synergy import lab, machine
+from synergy import compose, lab, machine
+from synergy import plan as plan_verb
+from synergy.driver import plan as driver_plan
 from synergy.errors import UserError
 from synergy.stages import Stage, fit, rl
 from synergy.stages.fit import Cards, Model
@@ -145,6 +147,21 @@ def test_more_gpus_than_there_are_is_one_message(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(machine, "gpus", lambda: ["0"])
     with pytest.raises(UserError, match=r"8 GPUs .* this host has 1; set rl\.verl\.trainer\.n_gpus_per_node=1"):
         rl.check(stage("rl"), {"verl": "/python"})
+
+
+def test_plan_shows_what_each_training_stage_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(machine, "gpu_memory", lambda: A100)
+    monkeypatch.setattr(machine, "gpus", lambda: ["0", "1"])
+    words = ["scale=qwen2_5_vl_3b", f"model.path={lab.BASE}", "data.source=lab", f"run.dir={tmp_path}", BENCH]
+    tasks = compose.tasks(["recipe=two_stage", *words, "rl.verl.trainer.n_gpus_per_node=2"])
+    todo = driver_plan.of_config(tasks[0].cfg)
+    told = plan_verb._gpu_memory(todo.steps)
+    by_name = {step.stage.name: told.get(step.folder) for step in todo.steps}
+    assert by_name["sft"] and by_name["sft"].endswith("of 86 GB, on 2") and by_name["eval-base"] is None
+    plan_verb.show(tasks, [todo])
+    assert "GPU memory" in capsys.readouterr().out
 
 
 def test_a_cluster_tells_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
