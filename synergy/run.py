@@ -44,10 +44,11 @@ def _sweep(tasks: Sequence[Task], plans: Sequence[Plan], server: warm.Warm | Non
     broken: dict[Path, str] = {}  # stages that failed: no other job tries them again
     for task, todo in zip(tasks, plans, strict=True):
         print(f"job {task.number} of {task.of}: {task.name}", flush=True)
-        going = task.cfg.run.keep_going
-        now = todo if task.number == 1 else plan.of_config(task.cfg, fetch=True)
+        going, now = task.cfg.run.keep_going, todo
         try:
             with task.telling("" if going else f"{STOPPED}; {WAYS_ON}"):
+                if task.number > 1:  # others have finished stages since
+                    now = plan.of_config(task.cfg, fetch=True)
                 for step in now.steps:
                     if step.folder in broken:
                         raise StageFailed(f"needs {step.stage.name}, which failed in {broken[step.folder]}")
