@@ -127,6 +127,8 @@ MENDED: list[tuple[str, str, str, list[Any] | None, str]] = [
     ("mathverse", "testmini.parquet", "image", [published.picture(1), published.picture(1)[:99]], "row 1: the picture"),
     ("mathverse", "testmini.parquet", "image", [published.picture(1), None], "row 1: has no image"),
     ("mathvista", "data/testmini-00000-of-00001-ab.parquet", "query", None, r"lacks \['query'\]"),
+    ("mathvista", "data/testmini-00000-of-00001-ab.parquet", "choices", [b"abc"] * 2, "is no list"),
+    ("mathvista", "data/testmini-00000-of-00001-ab.parquet", "choices", [list("abcdefghijk")] * 2, "11 choices, more than 10"),
     ("mmmu", "Art/validation-00000-of-00001.parquet", "options", ["__import__('os')"], "is no list"),
     ("mmmu", "Art/validation-00000-of-00001.parquet", "question", ["<image 2>?"], "'<image 2>' stands for none of its 1"),
 ]  # fmt: skip

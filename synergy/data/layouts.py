@@ -45,7 +45,9 @@ def has_picture(value: Any) -> bool:
 
 
 def listed(value: Any) -> list[str]:
-    """A list, or a Python list literal as text. Raises ValueError for any other text."""
+    """A list, or a Python list literal as text. Raises ValueError for any other text, and for bytes."""
+    if isinstance(value, bytes):
+        raise ValueError(f"{value[:40]!r} is no list")
     if isinstance(value, str):
         try:
             value = ast.literal_eval(value.strip() or "[]")
@@ -92,7 +94,7 @@ def _mathvista(row: Row, text: str) -> Mapping[str, str]:
     choices, answer, told = listed(row["choices"]), plain(row["answer"]), row.get("metadata") or {}
     return {
         "choices": repr(choices),
-        "answer_option": LETTERS[choices.index(answer)] if answer in choices else "",
+        "answer_option": next((letter for letter, choice in lettered(choices).items() if choice == answer), ""),
         **{name: plain(row.get(name)) for name in ("question_type", "answer_type", "precision", "unit")},
         "task": plain(told.get("task")),
         "skills": repr(listed(told.get("skills"))),
