@@ -88,8 +88,8 @@ def _only() -> Iterator[None]:
 @contextmanager
 def _telling(address: str) -> Iterator[None]:
     """What Ray's client raises, as UserError."""
+    from aiohttp import ClientError
     from ray.exceptions import AuthenticationError
-    from requests.exceptions import RequestException
 
     try:
         yield
@@ -98,7 +98,7 @@ def _telling(address: str) -> Iterator[None]:
             f"the Ray cluster at {address} refuses the token ({str(error).splitlines()[0]}): export RAY_AUTH_MODE=token "
             "and its token in RAY_AUTH_TOKEN, or the file with it in RAY_AUTH_TOKEN_PATH; nothing was sent"
         ) from error
-    except (RequestException, ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, ClientError, RuntimeError, ValueError) as error:  # requests' errors are OSErrors
         raise UserError(f"the Ray cluster at {address}: {str(error).strip()[:600]}") from error
 
 
