@@ -45,9 +45,10 @@ def test_killed_evaluation_by_two_servers_asks_nothing_twice(
     answers, log = tmp_path / "work" / "answers.jsonl", tmp_path / "log"
     with ExitStack() as stack:
         stubs = [
-            stack.enter_context(serve(Stub(MODEL, answer, hold_after=kept // 2, key=key))) for key in ("one", "two")
+            stack.enter_context(serve(Stub(MODEL, answer, hold_after=kept // 2, key=key)))
+            for key in ("key-7f3a", "key-9c21")
         ]
-        monkeypatch.setenv("SYNERGY_API_KEYS", "one two")
+        monkeypatch.setenv("SYNERGY_API_KEYS", "key-7f3a key-9c21")
         endpoints = [stub.endpoint for stub in stubs]
         path = spec(tmp_path, endpoints, benchmarks, runs=runs, workers=workers)
         with log.open("wb") as file, subprocess.Popen(command(eval_python, path), stdout=file, stderr=file) as child:
@@ -78,7 +79,7 @@ def test_killed_evaluation_by_two_servers_asks_nothing_twice(
     texts = [{text for text, _ in one} for one in asked]
     assert not texts[0] & texts[1] and sorted(map(len, texts)) == [9, 10]
     assert [stub.most for stub in stubs] == [workers // 2] * 2
-    assert "one" not in path.read_text() + done.stdout + done.stderr
+    assert "key-7f3a" not in path.read_text() + done.stdout + done.stderr
 
 
 def test_no_wait_between_runs_and_benchmarks(tmp_path: Path, eval_python: str) -> None:
