@@ -53,6 +53,7 @@ def told(*words: str) -> dict[str, Any]:
         (LARGE, Cards(3, 3, 40 * 10**9), (), True, 1),  # 3 GPUs are no whole number of pairs
         (SMALL, Cards(1, 1, A100), ("rl.verl.actor_rollout_ref.rollout.gpu_memory_utilization=0.4",), False, 1),
         (SMALL, Cards(8, 8, 0), (), True, 1),
+        (SMALL, Cards(0, 0, A100), (), True, 1),
         (None, Cards(8, 8, A100), (), True, 1),
     ],
 )

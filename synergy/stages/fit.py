@@ -131,7 +131,7 @@ def _vllm(told: Mapping[str, Any], on: Cards) -> int:
 def chosen(told: Mapping[str, Any], of: Model | None, on: Cards) -> dict[str, Any]:
     """The rule's values of CHOSEN. told: verl's keys, dotted."""
     wide, away = 1, True
-    if of is not None and on.memory:
+    if of is not None and on.memory and on.count:
         while 4 * (of.trained + of.frozen) > wide * _vllm(told, on) and on.per_node % (2 * wide) == 0:
             wide *= 2
         away = _idle(told, of, on) + _vllm(told, on) > USABLE * on.memory
