@@ -315,7 +315,7 @@ def test_works_from_threads_and_coroutines() -> None:
     assert asyncio.run(ask()) == [True] * 3
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=1000)
 @given(
     st.text(alphabet=st.sampled_from("\\boxed{}<think>/answer is:B.()$%1270-,^ \n"), max_size=120), st.integers(-99, 99)
 )

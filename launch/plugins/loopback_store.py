@@ -18,6 +18,23 @@ rendezvous: Any = importlib.import_module("torch.distributed.rendezvous")  # the
 _stock = rendezvous._create_c10d_store
 
 
+def listening(
+    listener: socket.socket, hostname: str, world_size: int, timeout: timedelta, use_libuv: bool = True
+) -> dist.TCPStore:
+    """A store that serves on `listener`, whose address it knows as `hostname`, and nowhere else."""
+    port = listener.getsockname()[1]
+    return dist.TCPStore(
+        host_name=hostname,
+        port=port,
+        world_size=world_size,
+        is_master=True,
+        timeout=timeout,
+        multi_tenant=True,
+        master_listen_fd=listener.detach(),
+        use_libuv=use_libuv,
+    )
+
+
 def create_store(
     hostname: str, port: int, rank: int, world_size: int, timeout: timedelta, use_libuv: bool = True
 ) -> Any:
@@ -28,16 +45,7 @@ def create_store(
             listener = socket.create_server((hostname, port), family=family)
         except OSError:  # a store of this process is there already, which torch shares; or what torch tells better
             return _stock(hostname, port, rank, world_size, timeout, use_libuv)
-        return dist.TCPStore(
-            host_name=hostname,
-            port=port,
-            world_size=world_size,
-            is_master=True,
-            timeout=timeout,
-            multi_tenant=True,
-            master_listen_fd=listener.detach(),
-            use_libuv=use_libuv,
-        )
+        return listening(listener, hostname, world_size, timeout, use_libuv)
     return _stock(hostname, port, rank, world_size, timeout, use_libuv)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-import torch.distributed as dist
+import loopback_store
 from torch.distributed.elastic.rendezvous import RendezvousHandler, RendezvousParameters
 from torch.distributed.elastic.rendezvous.static_tcp_rendezvous import StaticTCPRendezvous
 
@@ -31,15 +31,7 @@ class Loopback(StaticTCPRendezvous):
         listener = socket.create_server((host, 0))
         port = listener.getsockname()[1]
         super().__init__(host, port, rank=0, world_size=1, run_id=params.run_id, timeout=TIMEOUT)
-        self._store = dist.TCPStore(
-            host_name=host,
-            port=port,
-            world_size=1,
-            is_master=True,
-            timeout=self.timeout,
-            multi_tenant=True,
-            master_listen_fd=listener.detach(),
-        )
+        self._store = loopback_store.listening(listener, host, 1, self.timeout)
 
     def get_backend(self) -> str:
         return "loopback"

@@ -15,6 +15,7 @@ with which vLLM's weights take at most half of its share. Where the GPU's memory
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,6 +68,7 @@ class Need:
     whole: int
 
 
+@functools.lru_cache(maxsize=8)
 def model(base: Path, frozen_vision: bool) -> Model | None:
     """From a checkpoint's headers and config; None for one that is not there or can't be read."""
     try:

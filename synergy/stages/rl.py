@@ -82,12 +82,15 @@ VALIDATION = {"validation_accuracy": "val-core/synergy/acc/mean@", "validation_r
 """The same for verl's own validation (trainer.test_freq), up to the number of responses per question."""
 
 
-def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys that are null for `fit` to fill in are none: how a model is spread doesn't change the result."""
+def _told(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys, without those that are null for `fit` to fill in: how a model is spread doesn't change the result."""
+    return {key: value for key, value in flatten(tree).items() if value is not None or key not in fit.CHOSEN}
 
+
+def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     def kept(tree: Mapping[str, Any]) -> dict[str, Any]:
-        flat = {k: v for k, v in flatten(tree).items() if v is not None or k not in fit.CHOSEN}
-        return {k: v for k, v in flat.items() if not any(fnmatch.fnmatch(k, pattern) for pattern in RUNTIME_KEYS)}
+        flat = _told(tree).items()
+        return {k: v for k, v in flat if not any(fnmatch.fnmatch(k, pattern) for pattern in RUNTIME_KEYS)}
 
     plain = {name: settings[name] for name in ("max_response_length", "seed")}
     plain |= schedule.identity(settings) | within_step.identity(settings)
@@ -96,8 +99,7 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def overrides(settings: Mapping[str, Any]) -> list[str]:
     """The recipe's part of verl's command line."""
-    told = flatten(settings["verl"]).items()
-    plain = [override(k, v) for k, v in told if v is not None or k not in fit.CHOSEN]
+    plain = [override(k, v) for k, v in _told(settings["verl"]).items()]
     added = [override(f"++{k}", v) for k, v in flatten(settings["verl_add"]).items()]
     plain += [
         override("data.max_response_length", settings["max_response_length"]),
@@ -240,11 +242,8 @@ def _prepare_resume(job: Job, step: int) -> None:
 
     Raises UserError for shards that another number of processes wrote: verl loads its own rank's and looks at no other.
     """
-    folder, trainer = job.work / "checkpoints", job.settings["verl"]["trainer"]
+    folder, count = job.work / "checkpoints", fit.cards(job.stage).count
     wrote = rl_critic.world_size(folder / f"global_step_{step}" / "actor")
-    count = int(trainer.get("nnodes", 1)) * int(trainer.get("n_gpus_per_node", 8))
-    if need := needs.of(job.stage):
-        count = need.nodes * need.gpus
     if wrote != count:
         raise UserError(
             f"{folder / f'global_step_{step}'} was written by {wrote} processes, and verl can't go on from it with {count}: "
