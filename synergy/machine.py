@@ -99,27 +99,28 @@ def choose_ports(first: int | None, count: int) -> list[int]:
         return [int(probe.getsockname()[1]) for probe in probes]
 
 
+@functools.cache
+def _memories() -> tuple[int, ...]:
+    """Bytes of memory of each of this machine's GPUs (0: not told), which nvidia-smi is asked for once."""
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError):
+        return ()
+    return tuple(int(line) * 2**20 if line.strip().isdecimal() else 0 for line in told if line.strip())
+
+
 def gpus() -> list[str]:
     """GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them; none on a machine without."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name]
-    try:
-        listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return []
-    return [str(index) for index in range(len(listed.splitlines()))]
+    return [str(index) for index in range(len(_memories()))]
 
 
-@functools.cache
 def gpu_memory() -> int:
-    """Bytes of memory of the smallest GPU of this machine; 0 without one."""
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout
-        return min(int(line) for line in told.splitlines()) * 2**20 if gpus() else 0
-    except (OSError, subprocess.CalledProcessError, ValueError):
-        return 0
+    """Bytes of memory of this machine's smallest GPU; 0 where this process may use none, or it is not told."""
+    return min(_memories(), default=0) if gpus() else 0
 
 
 def share(seen: Sequence[str], wide: int, count: int | None, setting: str) -> list[dict[str, str]]:

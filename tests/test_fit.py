@@ -132,16 +132,25 @@ def test_the_sizes_are_read_from_the_checkpoint(tmp_path: Path) -> None:
     assert fit.model(broken, True) is None and fit.model(tmp_path / "nowhere", True) is None
 
 
-def test_memory_is_that_of_the_smallest_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nvidia_smi(argv: list[str], **_: Any) -> Any:
-        return subprocess.CompletedProcess(
-            argv, 0, stdout="81559\n40960\n" if "--query-gpu" in argv[1] else "GPU 0\nGPU 1\n"
-        )
+@pytest.mark.parametrize(
+    ("said", "count", "memory"), [("81559\n40960\n", 2, 40960 * 2**20), ("[N/A]\n", 1, 0), ("", 0, 0)]
+)
+def test_nvidia_smi_is_asked_once_for_gpus_and_the_smallest_ones_memory(
+    monkeypatch: pytest.MonkeyPatch, said: str, count: int, memory: int
+) -> None:
+    asked = []
 
+    def nvidia_smi(argv: list[str], **_: Any) -> Any:
+        asked.append(argv)
+        return subprocess.CompletedProcess(argv, 0, stdout=said)
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(subprocess, "run", nvidia_smi)
-    machine.gpu_memory.cache_clear()
-    assert machine.gpu_memory() == 40960 * 2**20
-    machine.gpu_memory.cache_clear()
+    machine._memories.cache_clear()
+    assert (len(machine.gpus()), machine.gpu_memory(), len(asked)) == (count, memory, 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert (machine.gpus(), machine.gpu_memory()) == ([], 0)
+    machine._memories.cache_clear()
 
 
 def test_more_gpus_than_there_are_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
