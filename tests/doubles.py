@@ -136,7 +136,13 @@ def llamafactory(job: Job, clock: Clock) -> None:
     for step in range(done + 1, total + 1):
         weights = learn(job, clock, step, weights)
         with_loss = {"loss": 1 / step, "lr": 0.1, "epoch": step / total, "percentage": 100 * step / total}
-        row = {"current_steps": step, "total_steps": total, **with_loss, "elapsed_time": "0", "remaining_time": "0"}
+        row = {
+            "current_steps": step,
+            "total_steps": total,
+            **with_loss,
+            "elapsed_time": "0:00:00",
+            "remaining_time": "0:00:00",
+        }
         append(out / "trainer_log.jsonl", row)
         if step % config["save_steps"] == 0 or step == total:
             folder = out / f"checkpoint-{step}"
@@ -150,7 +156,7 @@ def llamafactory(job: Job, clock: Clock) -> None:
                 clock("mid-prune of the framework")
                 shutil.rmtree(old)
     append(out / "trainer_log.jsonl", {"current_steps": total, "total_steps": total, "epoch": 1.0, "percentage": 100.0,
-                                       "elapsed_time": "0", "remaining_time": "0"})  # fmt: skip
+                                       "elapsed_time": "0:00:00", "remaining_time": "0:00:00"})  # fmt: skip
     hugging_face(
         out, weights, clock, "processor_config.json", "config.json", "generation_config.json", checkpoint.SINGLE
     )

@@ -17,9 +17,11 @@ from test_strategies import plan
 
 from synergy import compose, lab, machine
 from synergy import plan as plan_verb
+from synergy.data import checks, writers
 from synergy.driver import plan as driver_plan
 from synergy.errors import UserError
-from synergy.stages import Stage, fit, rl
+from synergy.lab import digits
+from synergy.stages import Stage, fit, rl, sft_spread
 from synergy.stages.fit import Cards, Model
 from synergy.stages.verl_keys import flatten
 
@@ -85,6 +87,48 @@ def test_sharding_and_bfloat16_are_counted() -> None:
     assert fit.sft(stage("sft").settings, SMALL, Cards(4, 4, A100)).states == one // 4
     half = stage("sft", "sft.config.fsdp=null", "+sft.config.pure_bf16=true").settings
     assert fit.sft(half, SMALL, Cards(4, 4, A100)).states == one // 2
+
+
+@pytest.mark.parametrize(
+    ("longest", "cards", "batch", "made"),
+    [
+        (16384, Cards(1, 1, H200), 32, 1),  # 52 GB of states, 47 for each row at the cut-off, of 130
+        (4400, Cards(1, 1, H200), 32, 4),  # 13 GB a row
+        (700, Cards(1, 1, H200), 32, 32),
+        (700, Cards(1, 1, H200), 24, 8),  # 16 rows don't divide 24
+        (700, Cards(8, 8, H200), 32, 4),  # a GPU's share of the batch
+        (700, Cards(1, 1, A100), 32, 8),
+    ],
+)
+def test_sft_takes_as_many_rows_at_a_time_as_fit(longest: int, cards: Cards, batch: int, made: int) -> None:
+    settings = {**stage("sft").settings, "batch": batch}
+    assert fit.rows(settings, longest, SMALL, cards) == made
+    assert sft_spread.accumulation({**settings, "gpus": cards.count}) * cards.count == batch, "null counts as 1"
+
+
+def test_the_longest_row_counts_with_its_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(machine, "gpu_memory", lambda: H200)
+    monkeypatch.setattr(machine, "gpus", lambda: ["0"])
+    monkeypatch.setattr(fit, "model", lambda base, frozen_vision: SMALL)
+    records = [replace(record, images=("a.png",)) for record in digits.questions("train", 3)]
+    rows = [(record, record.trace * (5 if n == 2 else 1), None) for n, record in enumerate(records)]
+    writers.llamafactory(tmp_path, {"train": rows})
+    seen: list[int] = []
+    monkeypatch.setattr(fit, "rows", lambda settings, longest, of, on: seen.append(longest) or 4)
+    for images in (5, 6000):
+        (tmp_path / "train_visual_tokens.json").write_text(json.dumps({"a.png": images}))
+        assert fit.micro_batch(stage("sft", "sft.gpus=1"), lab.BASE, tmp_path / "train.json", tmp_path) == 4
+    words = checks.tokenizer(lab.BASE)
+    text = checks.query(records[2].question, records[2].choices, None)
+    alone = len(words.encode("<image>" + text).ids) + len(words.encode(rows[2][1]).ids)
+    assert seen == [pytest.approx(alone + n + checks.TEMPLATE_TOKENS, abs=2) for n in (5, 6000)]
+    monkeypatch.setattr(machine, "gpu_memory", lambda: 0)
+    assert fit.micro_batch(stage("sft", "sft.gpus=1"), lab.BASE, tmp_path / "train.json", tmp_path) == 1
+
+
+def test_null_rows_without_a_batch_are_refused() -> None:
+    with pytest.raises(UserError, match=r"sft\.batch, which is null too"):
+        sft_spread.accumulation({**stage("sft", "sft.batch=null").settings, "gpus": 1})
 
 
 def test_null_keys_are_filled_in_and_others_left(monkeypatch: pytest.MonkeyPatch) -> None:

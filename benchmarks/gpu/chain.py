@@ -20,6 +20,8 @@ from synergy.lab import INSTRUCTION, digits
 
 HERE = Path(__file__).resolve().parent
 SIDE = 448
+TRACE_LINES = 400
+"""Each trace is its own lines of reasoning over and over, about 2,000 tokens."""
 QUESTIONS = {"train": 96, "val": 8, "bench_open": 48}
 ONE_GPU = (
     "run.dir={work}/runs", "model.path={work}/model", "data.source={work}/data", "data.instruction='{instruction}'",
@@ -39,14 +41,20 @@ ONE_GPU = (
 
 
 def make_data(out: Path) -> None:
-    """The lab's questions and traces, their pictures enlarged to 448 × 448."""
+    """The lab's questions and traces, their pictures enlarged to 448 × 448 and their traces made long."""
     (out / "images").mkdir(parents=True)
     for split, count in QUESTIONS.items():
         made = list(digits.questions(split, count))
         for record in made:
             digits.picture(record.cells).resize((SIDE, SIDE)).save(out / record.images[0])
-        rows = [{**record.row(), "level": 1 + i % 5} for i, record in enumerate(made)]  # of no meaning here
+        levels = [1 + i % 5 for i in range(count)]  # of no meaning here
+        rows = [{**r.row(), "level": n, "trace": long(r.trace)} for r, n in zip(made, levels, strict=True)]
         (out / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def long(trace: str) -> str:
+    begin, *lines, end, answer = trace.split("\n")
+    return "\n".join([begin, *(lines[i % len(lines)] for i in range(TRACE_LINES)), end, answer])
 
 
 def summary(root: Path) -> None:

@@ -2,10 +2,8 @@
 
 Each step is a child process of this interpreter: random weights; two LLaMA-Factory SFT stages, the only ones that train
 the vision tower (first the pieces: reading and adding; then the questions); 16 runs on both benchmarks for the levels.
-One thread by default: not slowed down by other work, and the same sums in the same order, so that the losses of two builds on
-one machine agree. It tells which files are as shipped. Tokenizer and configs always are; the weights only where sums are
-rounded as they were on the machine that made them, since training carries the last bit on: a build of 2026-11-24 has
-79/25/33/49/54 questions per level where the shipped base has 73/22/36/50/59.
+Training carries the last bit of every sum on, so sums are made alike on every x86-64 processor with AVX2: one thread, and one
+set of kernels for whatever the processor could do beyond it (SUMS). It tells which files are as shipped.
 """
 
 from __future__ import annotations
@@ -38,6 +36,7 @@ START = (
     "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 )
 STEPS = {"pieces": 1400, "questions": 2000}
+SUMS = {"OMP_NUM_THREADS": "1", "MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 
 
 def lesson(folder: Path, name: str, seed: int) -> None:
@@ -71,7 +70,7 @@ def teach(model: Path, name: str, out: Path, seed: int) -> Path:
 def child(*arguments: str) -> None:
     """Run a Python module or file with this interpreter and the launch plug-ins; its output is passed through."""
     own = {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    env = {"OMP_NUM_THREADS": "1", **os.environ, **own}
+    env = {**os.environ, **SUMS, **own}
     subprocess.run([sys.executable, "-c", START, *arguments], env=env, check=True)
 
 

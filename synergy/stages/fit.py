@@ -1,4 +1,4 @@
-"""How SFT and RL fit into the memory of the GPUs: what they need there, and the rule that chooses verl's keys left at null.
+"""How SFT and RL fit into the memory of the GPUs: what they need there, and the rule that chooses the keys left at null.
 
 Both frameworks train float32 weights by default (LLaMA-Factory without pure_bf16, verl with model_dtype fp32). Bytes:
 
@@ -11,6 +11,8 @@ Both frameworks train float32 weights by default (LLaMA-Factory without pure_bf1
 The rule: policy and optimizer go to the host's memory while vLLM generates (param_offload, optimizer_offload) where they would
 not stand beside it in 92 % of the GPU; tensor_model_parallel_size is the smallest power of two that divides a node's GPUs and
 with which vLLM's weights take at most half of its share. Where the GPU's memory is not known, they go, and it is 1.
+LLaMA-Factory takes as many rows at a time (per_device_train_batch_size) as fit beside the states, were all as long as the
+longest: the largest power of two that divides a GPU's share of the batch.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 
 from synergy import machine
 from synergy.cluster import needs
+from synergy.data import checks
 from synergy.driver import checkpoint
 from synergy.errors import UserError
 from synergy.stages import Stage, sft_spread
@@ -102,8 +105,22 @@ def sft(settings: Mapping[str, Any], of: Model, on: Cards) -> Need:
     shared = on.count if sft_spread.sharded(config) else 1
     size = 2 if config.get("pure_bf16") else 4
     states = size * (4 * of.trained + of.frozen) // shared
-    tokens = int(config.get("cutoff_len", 2048)) * int(config.get(sft_spread.MICRO, 8))
+    tokens = int(config.get("cutoff_len", 2048)) * sft_spread.at_a_time(config)
     return Need(states, states + tokens * (LOGITS * of.vocabulary + 2 * of.hidden * of.layers))
+
+
+def rows(settings: Mapping[str, Any], longest: int, of: Model, on: Cards) -> int:
+    """The rule's rows of a micro-batch. longest: tokens of the longest row."""
+    share = settings["batch"] // on.count
+    made = 1
+
+    def whole(count: int) -> int:
+        config = settings["config"] | {"cutoff_len": longest, sft_spread.MICRO: count}
+        return sft({**settings, "config": config}, of, on).whole
+
+    while share % (2 * made) == 0 and whole(2 * made) <= USABLE * on.memory:
+        made *= 2
+    return made
 
 
 def rl(settings: Mapping[str, Any], of: Model, on: Cards) -> Need:
@@ -146,6 +163,18 @@ def filled(stage: Stage, base: Path) -> dict[str, Any]:
     empty = [key for key in CHOSEN if key in told and told[key] is None]
     made = chosen(told, model(base, _frozen(stage)), cards(stage)) if empty else {}
     return {key: made[key] for key in empty}
+
+
+def micro_batch(stage: Stage, base: Path, file: Path, media: Path) -> int:
+    """``rows`` for a stage about to run, 1 where its model or GPUs are not known. file: its data, in LLaMA-Factory's format.
+    media: the folder of its images, with their tokens beside."""
+    found = needed(stage, base)
+    of = model(base, _frozen(stage))
+    if found is None or of is None:
+        return 1
+    visual = {k: v for told in media.glob("*_visual_tokens.json") for k, v in json.loads(told.read_text()).items()}
+    longest = max(checks.row_lengths(file, visual, checks.tokenizer(base)))
+    return rows(stage.settings, longest, of, found[1])
 
 
 def needed(stage: Stage, base: Path | None) -> tuple[Need, Cards] | None:

@@ -11,6 +11,7 @@ import fnmatch
 import json
 import math
 import shutil
+import statistics
 import subprocess
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -74,6 +75,8 @@ FIGURES = {
     "kl_loss": "actor/kl_loss",
     "grad_norm": "actor/grad_norm",
     "seconds": "timing_s/step",
+    "update_seconds": "timing_s/update_actor",
+    "tokens": "perf/total_num_tokens",
     "value_loss": "critic/vf_loss",
     "value_explained": "critic/vf_explained_var",
 }
@@ -344,6 +347,9 @@ def collect(job: Job, out: Path) -> dict[str, Any]:
     ends = {"reward_first": rewards[0], "reward_last": rewards[-1]} if rewards else {}
     zero = sum(row["passes"] == 0 for row in counts)
     told = {"steps": total_steps(job), "questions": len(counts), "zero_pass": zero, **ends}
+    for name, ours in {"seconds": "seconds_per_step", "tokens": "tokens_per_step"}.items():
+        if values := [row[name] for row in metrics if name in row]:
+            told[ours] = statistics.median(values)
     if broken := [row for row in rollouts(job.work / "rollouts") if row["broken"]]:
         (out / "broken.jsonl").write_text("".join(json.dumps(row) + "\n" for row in broken))
         names = len({row["id"] for row in broken})

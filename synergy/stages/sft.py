@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -20,7 +21,7 @@ from synergy import paths
 from synergy.cluster import needs
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Command, Job, Progress, Stage, llamafactory_check, schedule, sft_spread
+from synergy.stages import Command, Job, Progress, Stage, fit, llamafactory_check, schedule, sft_spread
 
 IDENTITY = frozenset({"config", "template", "weight", "open_ended", "seed", "choose", "batch", schedule.SETTING})
 RUNTIME = frozenset({"env", "gpus", needs.SETTING})
@@ -76,6 +77,8 @@ OURS = frozenset(
 )
 """Keys that the driver sets."""
 CHOICES = ("last", "best")
+ELAPSED = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d)")
+"""Python's way to print a duration."""
 NOT_RESTORED = "missing keys in the checkpoint model loaded: ['model."
 """What transformers 5.5 (trainer.py, _issue_warnings_after_load) says of a resume that trains other weights. Of tied weights
 it says lm_head.weight alone."""
@@ -104,15 +107,19 @@ def check(stage: Stage, pythons: Mapping[str, str]) -> None:
             "none of its tensor names in the checkpoint); set sft.choose=best"
         )
     schedule.check_sft(stage.settings)
-    llamafactory_check.check({**config, "template": stage.settings["template"]})
+    told = {key: value for key, value in config.items() if key != sft_spread.MICRO or value is not None}
+    llamafactory_check.check({**told, "template": stage.settings["template"]})
     sft_spread.check(stage.settings, pythons["llamafactory"])
 
 
 def native(job: Job) -> dict[str, Any]:
     """The YAML that LLaMA-Factory gets: the recipe's keys and the paths of this stage."""
     settings, data = job.settings, job.inputs["data"]
+    media = job.inputs.get("media", data) / "records"
     config = sft_spread.written_out(settings["config"])
-    config[sft_spread.ACCUMULATION] = sft_spread.accumulation(settings)
+    if config.get(sft_spread.MICRO, 0) is None:
+        config[sft_spread.MICRO] = fit.micro_batch(job.stage, job.inputs["base"], data / "sft" / "train.json", media)
+    config[sft_spread.ACCUMULATION] = sft_spread.accumulation({**settings, "config": config})
     config["learning_rate"] = config["learning_rate"] * settings["weight"]
     config |= {
         "stage": "sft",
@@ -120,7 +127,7 @@ def native(job: Job) -> dict[str, Any]:
         "model_name_or_path": str(job.inputs["model"]),
         "template": settings["template"] + (OPEN_ENDED if settings["open_ended"] else ""),
         "dataset_dir": str(data / "sft"),
-        "media_dir": str(job.inputs.get("media", data) / "records"),
+        "media_dir": str(media),
         "dataset": "train",
         "output_dir": str(job.work / "out"),
         "seed": settings["seed"],
@@ -150,7 +157,7 @@ def rows(job: Job) -> int:
 def _steps(job: Job) -> float:
     """Optimizer steps."""
     config = job.settings["config"]
-    batch = job.settings["batch"] or config.get(sft_spread.MICRO, 8) * sft_spread.accumulation(job.settings)
+    batch = job.settings["batch"] or sft_spread.at_a_time(config) * sft_spread.accumulation(job.settings)
     return float(config.get("max_steps", 0) or math.ceil(rows(job) / batch) * config.get("num_train_epochs", 3.0))
 
 
@@ -267,6 +274,18 @@ def _check_restored(job: Job) -> None:
             )
 
 
+def _seconds_per_step(logged: list[dict[str, Any]]) -> float | None:
+    """Of the last attempt, without its first logged step, by LLaMA-Factory's own clock (whole seconds)."""
+    found: list[tuple[int, float]] = []
+    for row in logged:
+        if clock := ELAPSED.fullmatch(str(row.get("elapsed_time"))):
+            days, hours, minutes, seconds = (float(part or 0) for part in clock.groups())
+            at = (int(row["current_steps"]), 86400 * days + 3600 * hours + 60 * minutes + seconds)
+            found = [*found, at] if found and at[1] >= found[-1][1] else [at]  # a new attempt counts from 0
+    steps = found[-1][0] - found[0][0] if found else 0
+    return (found[-1][1] - found[0][1]) / steps if steps else None
+
+
 def collect(job: Job, out: Path) -> dict[str, Any]:
     if rows(job) == 0:
         handoff.pass_through(job.inputs["model"], out)
@@ -274,16 +293,17 @@ def collect(job: Job, out: Path) -> dict[str, Any]:
     _check_restored(job)
     product, chosen = _product(job)
     figures: dict[str, Any] = {**handoff.publish(product, job.inputs["base"], job.inputs["model"], out), **chosen}
+    told = [row for row in _log_rows(job) if "loss" in row or "eval_loss" in row]
     metrics = [
-        {"step": row["current_steps"], **{k: row[k] for k in ("loss", "eval_loss", "lr") if k in row}}
-        for row in _log_rows(job)
-        if "loss" in row or "eval_loss" in row
+        {"step": row["current_steps"], **{k: row[k] for k in ("loss", "eval_loss", "lr") if k in row}} for row in told
     ]
     text = "".join(json.dumps(row) + "\n" for row in metrics)
     (job.attempt / "metrics.jsonl").write_text(text)
     losses = [row["loss"] for row in metrics if "loss" in row]
     if losses:
         figures |= {"loss_first": losses[0], "loss_last": losses[-1]}
+    if pace := _seconds_per_step(told):
+        figures["seconds_per_step"] = pace
     return {
         **figures,
         "steps": metrics[-1]["step"] if metrics else 0,

@@ -64,6 +64,11 @@ def sharded(config: Mapping[str, Any]) -> bool:
     return bool(config.get("fsdp") or config.get("deepspeed"))
 
 
+def at_a_time(config: Mapping[str, Any]) -> int:
+    """Rows of a micro-batch: LLaMA-Factory's default where nothing is told, at least one where the rule chooses (null)."""
+    return int(config.get(MICRO, 8) or 1)
+
+
 def accumulation(settings: Mapping[str, Any]) -> int:
     """Micro-batches to a step. Raises UserError where the batch of the recipe can't be had."""
     config, batch, count = settings["config"], settings["batch"], processes(settings)
@@ -73,13 +78,15 @@ def accumulation(settings: Mapping[str, Any]) -> int:
                 f"sft.batch=null with {count} processes: a step would see {count} times the rows; set sft.batch to the "
                 f"rows of a step and drop sft.config.{ACCUMULATION}, or set sft.gpus=1"
             )
+        if MICRO in config and config[MICRO] is None:
+            raise UserError(f"sft.config.{MICRO}=null is chosen from sft.batch, which is null too; set one of them")
         return int(config.get(ACCUMULATION, 1))
     if ACCUMULATION in config:
         raise UserError(
             f"sft.config.{ACCUMULATION} follows from sft.batch={batch}; drop one of them: "
             f"sft.batch=null, or ~sft.config.{ACCUMULATION}"
         )
-    micro = int(config.get(MICRO, 8))
+    micro = at_a_time(config)
     steps, left = divmod(batch, micro * count)
     if left or not steps:
         raise UserError(
