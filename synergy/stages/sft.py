@@ -205,7 +205,7 @@ def _checkpoints(job: Job) -> list[Path]:
 
 def resume_point(job: Job) -> int | None:
     if _finished(job):
-        return int(json.loads((job.work / "out" / "trainer_state.json").read_text())["global_step"])
+        return _steps_done(job)
     found = _checkpoints(job)
     return int(found[-1].name.split("-")[1]) if found else None
 
@@ -274,6 +274,11 @@ def _check_restored(job: Job) -> None:
             )
 
 
+def _steps_done(job: Job) -> int:
+    """Optimizer steps of the final checkpoint. The log has only every ``logging_steps``-th."""
+    return int(json.loads((job.work / "out" / "trainer_state.json").read_text())["global_step"])
+
+
 def _seconds_per_step(logged: list[dict[str, Any]]) -> float | None:
     """Of the last attempt, without its first logged step, by LLaMA-Factory's own clock (whole seconds)."""
     found: list[tuple[int, float]] = []
@@ -306,6 +311,6 @@ def collect(job: Job, out: Path) -> dict[str, Any]:
         figures["seconds_per_step"] = pace
     return {
         **figures,
-        "steps": metrics[-1]["step"] if metrics else 0,
+        "steps": _steps_done(job),
         "metrics": str(job.attempt.name) + "/metrics.jsonl",
     }
