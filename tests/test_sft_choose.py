@@ -36,7 +36,8 @@ def finished(folder: Path, **settings: Any) -> Job:
     for number, step in enumerate(LOSSES, start=1):
         make_checkpoint(out / f"checkpoint-{step}", shift=number)
     history = [{"step": step, "eval_loss": loss} for step, loss in LOSSES.items()]
-    (out / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "loss": 2.0}, *history]}))
+    state = {"global_step": 30, "log_history": [{"step": 1, "loss": 2.0}, *history]}
+    (out / "trainer_state.json").write_text(json.dumps(state))
     return job
 
 
@@ -49,6 +50,26 @@ def test_the_epoch_with_the_lowest_validation_loss_is_handed_on(tmp_path: Path) 
     last = replace(job, stage=replace(job.stage, settings={**job.settings, "choose": "last"}))
     assert "chosen_step" not in sft.collect(last, tmp_path / "last")
     assert (tmp_path / "last/model.safetensors").read_bytes() == (job.work / "out/model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("clocks", "pace"),
+    [
+        ((), None),
+        (("0:00:09",), None),
+        (("0:00:09", "0:00:12", "0:00:19"), 0.5),  # 10 s for steps 10 to 30
+        (("0:00:50", "0:00:09", "0:01:09"), 6.0),  # the second attempt: a minute for steps 20 to 30
+        (("23:59:50", "1 day, 0:00:10", "2 days, 0:00:00"), 4320.5),
+        (("0:00:09", "an hour", "0:00:19"), 0.5),
+    ],
+)
+def test_steps_and_pace_are_the_trainers_own(tmp_path: Path, clocks: tuple[str, ...], pace: float | None) -> None:
+    job = finished(tmp_path)
+    rows = [{"current_steps": 10 * n, "loss": 1.0, "elapsed_time": clock} for n, clock in enumerate(clocks, start=1)]
+    (job.work / "out/trainer_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figures = sft.collect(job, tmp_path / "best")
+    assert figures["steps"] == 30, "however seldom it logs"
+    assert figures.get("seconds_per_step") == pace
 
 
 def test_without_a_validation_loss_nothing_is_chosen(tmp_path: Path) -> None:

@@ -32,7 +32,8 @@ ONE_GPU = (
     "+rl.verl.actor_rollout_ref.rollout.enforce_eager=true",
     "evaluate.server=[--dtype, bfloat16, --max-model-len, '8192', --gpu-memory-utilization, '0.9', --enforce-eager]",
     # One GPU of 80 GB holds weights, gradients and optimizer.
-    "sft.config.fsdp=null", "sft.config.fsdp_config=null", "sft.batch=8", "+sft.config.save_only_model=true", "sft.config.logging_steps=1",
+    "sft.config.fsdp=null", "sft.config.fsdp_config=null", "sft.batch=8", "+sft.config.save_only_model=true",
+    "sft.config.logging_steps=1",
     "rl.verl.trainer.n_gpus_per_node=1", "rl.verl.data.train_batch_size=32",
     "rl.verl.actor_rollout_ref.actor.ppo_mini_batch_size=32",
     "rl.verl.actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]",
