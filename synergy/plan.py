@@ -13,7 +13,7 @@ from rich.table import Table
 
 from synergy import cli, stages
 from synergy.compose import Task
-from synergy.driver import disk, plan, sharing
+from synergy.driver import cost, disk, plan, sharing
 from synergy.driver.plan import Plan, Step
 from synergy.report import form
 from synergy.stages import fit
@@ -40,14 +40,18 @@ def show(tasks: Sequence[Task], plans: Sequence[Plan]) -> None:
 
 def _one(todo: Plan, console: Console) -> None:
     memory = _gpu_memory(todo.steps)
-    names = ("disk", *(["GPU memory"] if memory else []))
+    hours = {step.folder: cost.cell(step, todo.steps) for step in todo.steps}
+    on_gpus = any(cell != "-" for cell in hours.values())
+    names = ("disk", *["GPU memory"] * bool(memory), *["GPU hours"] * on_gpus)
     table = _table("stage", "what", "action", "why", *names, "native command, in")
     for step, act, size in _cells(todo.steps):
         native = f"{stages.kind(step.stage.kind).NATIVE}\n[dim]{step.folder.relative_to(todo.space.root)}[/]"
-        sizes = (size, *([memory.get(step.folder, "-")] if memory else []))
+        sizes = (size, *[memory.get(step.folder, "-")] * bool(memory), *[hours[step.folder]] * on_gpus)
         table.add_row(step.stage.name, step.stage.note, act, step.why, *sizes, native)
     console.print(table)
     console.print(f"{_counts(todo.steps)} in {todo.space.root}")
+    if said := cost.summary(todo.steps):
+        console.print(said)
 
 
 def _gpu_memory(steps: Sequence[Step]) -> dict[Path, str]:

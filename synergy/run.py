@@ -11,7 +11,7 @@ from synergy import cli, stages
 from synergy.cluster.room import Room
 from synergy.compose import Task
 from synergy.config import Config, Run
-from synergy.driver import disk, display, execute, identity, keep, plan, sharing, state, store, warm
+from synergy.driver import cost, disk, display, execute, identity, keep, plan, sharing, state, store, warm
 from synergy.driver.execute import Limits
 from synergy.driver.plan import Plan
 from synergy.errors import StageFailed
@@ -120,7 +120,10 @@ def _run(cfg: Config, todo: Plan, server: warm.Warm | None, plans: Sequence[Plan
         return
     from synergy.report import build  # draws with matplotlib: not before there is something to draw
 
-    print(f"report: {build.write(plan.of_config(cfg))}", flush=True)
+    done = plan.of_config(cfg)
+    if said := cost.summary(done.steps):
+        print(said, flush=True)
+    print(f"report: {build.write(done)}", flush=True)
 
 
 def _limits(settings: Run) -> Limits:

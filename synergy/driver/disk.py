@@ -125,11 +125,12 @@ def _questions(step: Step) -> int:
     """Questions of a stage that asks a model, from the lines of what is there already; 0 as long as nothing is."""
     data = step.inputs.get("data", Path("/nowhere")) / "records" / "train.jsonl"
     tables = [data, *step.inputs.get("benchmarks", Path("/nowhere")).glob("*.tsv")]
-    return sum(_lines(table, table.stat().st_mtime_ns) for table in tables if table.is_file())
+    return sum(lines(table, table.stat().st_mtime_ns) for table in tables if table.is_file())
 
 
 @functools.lru_cache(maxsize=64)
-def _lines(file: Path, changed: int) -> int:
+def lines(file: Path, changed: int) -> int:
+    """Of a file that was changed then (st_mtime_ns)."""
     with file.open("rb") as stream:
         return sum(piece.count(b"\n") for piece in iter(lambda: stream.read(1 << 20), b""))
 

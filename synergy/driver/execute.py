@@ -20,6 +20,7 @@ from synergy.cluster import attach
 from synergy.cluster.room import Room
 from synergy.driver import (
     card,
+    cost,
     disk,
     failure,
     forward,
@@ -206,6 +207,7 @@ def _run_step(
     step: Step, todo: Plan, limits: Limits, watch: Watcher, inputs: dict[str, str], held: Held, warm: Warm | None
 ) -> Entry:
     kind = stages.kind(step.stage.kind)
+    thought = cost.estimate(step, todo.steps)
     started, clock = time.time(), time.monotonic()
     for retry in range(limits.retries + 1):
         attempt = _next_attempt(step.folder)
@@ -239,6 +241,7 @@ def _run_step(
     with held.publishing:
         held.still()
         sums = publish.publish(aside, job.output, step.folder / f"superseded-{attempt}", named=step.entry is not None)
+        seconds = time.monotonic() - clock
         entry = Entry(
             key=step.key,
             kind=step.stage.kind,
@@ -248,9 +251,9 @@ def _run_step(
             fingerprint=identity.fingerprint(job.output),
             identity=dict(step.parts),
             inputs=inputs,
-            figures=figures,
+            figures=figures | cost.told(step.stage, thought, seconds),
             started=started,
-            seconds=time.monotonic() - clock,
+            seconds=seconds,
             peak_memory=peak,
             attempt=attempt,
         )

@@ -1,0 +1,193 @@
+"""GPU-hours of a stage: estimated from measured throughput before it runs, and held against what it took.
+
+SFT and RL: start-up, and 6 FLOPs a trained parameter and token at the rate that one H200 reached with Qwen2.5-VL 3B
+(benchmarks/results/h200.md; for SFT in the trainer, for RL over the whole step, rollouts included). Evaluation and sampling:
+start-up, and tokens at the rate of rollouts there, in proportion to the parameters. Other GPUs are taken for H200s, and several
+for as many times one.
+
+An estimate is rough (~) where something is not known yet: how long responses are, until a finished stage of the plan tells; how
+long traces are, until the data are prepared; which questions are zero-pass, where SFT takes those: all are counted.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from synergy import machine
+from synergy.cluster import needs
+from synergy.driver import disk
+from synergy.stages import Stage, fit, within_step
+
+if TYPE_CHECKING:
+    from synergy.driver.plan import Step
+
+SFT_START, SFT_FLOPS = 105.0, 175e12
+"""Seconds, with the check of the model before and with saving and publishing after; FLOPs a second."""
+RL_START, RL_FLOPS = 268.0, 31e12
+SERVER_START, SERVER_TOKENS = 95.0, 7000 * 3.75e9
+"""Seconds; tokens a second times parameters."""
+PROMPT, RESPONSE, TRACE = 512, 1024, 4096
+"""Tokens where nothing is known, if the limits allow them: of a question with its image, of a response, of an SFT row."""
+TAKEN, ESTIMATED = "gpu_hours", "gpu_hours_estimated"
+"""Figures of a finished stage."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """GPU-hours; rough: something about them is not known yet."""
+
+    hours: float
+    rough: bool
+
+    def __str__(self) -> str:
+        return f"{'~' if self.rough else ''}{self.hours:.2f}"
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    count: float
+    rough: bool = False
+
+
+def gpus(stage: Stage) -> int:
+    """That the stage holds while it runs; 0: none."""
+    if (placed := needs.of(stage)) is not None:
+        return placed.nodes * placed.gpus
+    if stage.kind not in _TOKENS or not machine.gpus():
+        return 0
+    if stage.kind in ("sft", "rl"):
+        return fit.cards(stage).count
+    return min(int(stage.settings.get("replicas") or 64), len(machine.gpus()))
+
+
+def estimate(step: Step, steps: Sequence[Step]) -> Estimate | None:
+    """steps: of the whole plan. None for a stage without GPUs, or of a model that is not there yet."""
+    stage, count = step.stage, gpus(step.stage)
+    of = fit.model(step.inputs["base"], True) if count and "base" in step.inputs else None
+    by_name = {one.stage.name: one for one in steps}
+    if count and stage.kind in ("sample", "evaluate"):
+        of = next((fit.model(one.inputs["base"], True) for one in steps if "base" in one.inputs), None)
+    if of is None:
+        return None
+    tokens = _TOKENS[stage.kind](step, by_name)
+    if stage.kind in ("sft", "rl"):
+        start, flops = (SFT_START, SFT_FLOPS) if stage.kind == "sft" else (RL_START, RL_FLOPS)
+        seconds = start + 6.0 * of.trained * tokens.count / (flops * count)
+    else:
+        seconds = SERVER_START + tokens.count * (of.trained + of.frozen) / (SERVER_TOKENS * count)
+    return Estimate(seconds * count / 3600, tokens.rough)
+
+
+def told(stage: Stage, thought: Estimate | None, seconds: float) -> dict[str, float]:
+    """The figures of a finished stage, for the ledger. thought: before it began; seconds: what it took."""
+    if thought is None:
+        return {}
+    return {TAKEN: round(seconds * gpus(stage) / 3600, 4), ESTIMATED: round(thought.hours, 4)}
+
+
+def cell(step: Step, steps: Sequence[Step]) -> str:
+    """For the plan: what a stage will take, or took."""
+    if step.action != "reuse":
+        found = estimate(step, steps)
+        return "-" if found is None else str(found)
+    figures = step.entry.figures if step.entry is not None else {}
+    return f"{figures[TAKEN]:.2f}, estimated {figures[ESTIMATED]:.2f}" if {TAKEN, ESTIMATED} <= set(figures) else "-"
+
+
+def summary(steps: Sequence[Step]) -> str:
+    """GPU-hours to come, and how far the estimates of the finished ones were off; '' without any."""
+    left = [found for step in steps if step.action != "reuse" and (found := estimate(step, steps))]
+    done = [
+        step.entry.figures for step in steps if step.action == "reuse" and step.entry and TAKEN in step.entry.figures
+    ]
+    taken, thought = (sum(float(figures[name]) for figures in done) for name in (TAKEN, ESTIMATED))
+    words = [
+        f"about {Estimate(sum(one.hours for one in left), any(one.rough for one in left))} GPU-hours to come"
+    ] * bool(left)
+    if taken:
+        words.append(f"{taken:.2f} GPU-hours taken, {thought:.2f} estimated ({thought / taken - 1:+.0%})")
+    return "; ".join(words)
+
+
+def _sft(step: Step, steps: Mapping[str, Step]) -> _Tokens:
+    config, file = step.stage.settings["config"], step.inputs["data"] / "sft" / "train.json"
+    data, made = _root(step, steps), steps.get(step.stage.inputs["data"])
+    known = file.is_file() and (made is None or made.action == "reuse")
+    if known:
+        rows = float(_rows(file, file.stat().st_mtime_ns))
+    else:
+        part = made.stage.settings if made is not None else {}
+        rows = _questions(data) / part.get("rounds", 1)
+        known = part.get("part") == "train" or part.get("sft_on") == "all"
+    length = _figure(data, "train", "tokens_mean")
+    tokens = length or min(TRACE, int(config.get("cutoff_len", 2048)))
+    return _Tokens(rows * tokens * float(config.get("num_train_epochs", 3.0)), not known or length is None)
+
+
+def _rl(step: Step, steps: Mapping[str, Step]) -> _Tokens:
+    verl, made = step.stage.settings["verl"], steps[step.stage.inputs["data"]].stage.settings
+    batch, n = int(verl["data"]["train_batch_size"]), within_step.rollouts(verl)
+    slots = made["steps"] * batch if made.get("steps") else _questions(_root(step, steps)) * made.get("epochs", 1)
+    rollouts = slots // batch * batch * n / made.get("rounds", 1)
+    limit = int(step.stage.settings["max_response_length"])
+    for other in steps.values():
+        per_step = _figure(other, "tokens_per_step")
+        if other.stage.kind == "rl" and per_step and other.stage.settings["max_response_length"] == limit:
+            return _Tokens(rollouts * per_step / (batch * n))
+    return _Tokens(rollouts * (PROMPT + min(RESPONSE, limit)), rough=True)
+
+
+def _evaluate(step: Step, steps: Mapping[str, Step]) -> _Tokens:
+    settings, limit = step.stage.settings, step.stage.settings["sampling"]["max_tokens"]
+    made = steps.get(step.stage.inputs["benchmarks"])
+    tables = made.entry.figures.values() if made is not None and made.entry else ()
+    questions = sum(count for table in tables for name, count in table.items() if name.startswith("level_"))
+    return _Tokens(questions * settings["runs"] * min(RESPONSE, limit), rough=True)
+
+
+def _sample(step: Step, steps: Mapping[str, Step]) -> _Tokens:
+    settings, limit = step.stage.settings, step.stage.settings["sampling"]["max_tokens"]
+    return _Tokens(_questions(_root(step, steps)) * settings["n"] * min(RESPONSE, limit), rough=True)
+
+
+_TOKENS = {"sft": _sft, "rl": _rl, "evaluate": _evaluate, "sample": _sample}
+
+
+def _root(step: Step, steps: Mapping[str, Step]) -> Step | None:
+    """The stage that prepared the training data of this one."""
+    seen: Step | None = step
+    while seen is not None and seen.stage.settings.get("part") != "train":
+        seen = steps.get(seen.stage.inputs.get("data", ""))
+    return seen
+
+
+def _figure(step: Step | None, *names: str) -> float | None:
+    """Of a finished stage."""
+    found: Any = step.entry.figures if step is not None and step.entry is not None and step.action == "reuse" else {}
+    for name in names:
+        found = found.get(name, {})
+    return float(found) if isinstance(found, (int, float)) else None
+
+
+def _questions(data: Step | None) -> float:
+    """Training questions: as prepared, or by the lines of their file."""
+    if data is None or (known := _figure(data, "train", "records")) is not None:
+        return 0 if data is None else known or 0
+    settings = data.stage.settings
+    count, file = (
+        int(settings["sizes"].get("train", 0)),
+        data.inputs.get("source", Path("/nowhere")) / settings["train"],
+    )
+    if settings["source"] != "lab" and file.is_file():
+        count = disk.lines(file, file.stat().st_mtime_ns)
+    return min(count, settings["limit"] or count)
+
+
+@functools.lru_cache(maxsize=64)
+def _rows(file: Path, changed: int) -> int:
+    return len(json.loads(file.read_text()))

@@ -1,0 +1,120 @@
+"""GPU-hours: what the plan says beforehand against sums by hand and against what an H200 took, and what is told afterwards."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_fit import H200, SMALL
+
+from synergy import compose, lab, machine
+from synergy import plan as plan_verb
+from synergy.driver import cost, ledger
+from synergy.driver import plan as driver_plan
+from synergy.driver.plan import Plan, Step
+from synergy.stages import fit
+
+BENCH = "evaluate.benchmarks=[{name: B, records: b.jsonl, kind: open}]"
+QUESTIONS = 96
+
+
+@pytest.fixture
+def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpu_memory", lambda: H200)
+    monkeypatch.setattr(machine, "gpus", lambda: ["0"])
+    monkeypatch.setattr(fit, "model", lambda base, frozen_vision: SMALL)
+
+
+def planned(root: Path, *words: str) -> Plan:
+    """As benchmarks/gpu/chain.py has it: 96 questions, batches of 32 with 8 rollouts of up to 512 tokens."""
+    source = root / "data"
+    if not source.exists():
+        source.mkdir()
+        rows = [
+            {"id": str(n), "question": "?", "answer": "1", "images": ["a.png"], "trace": "t"} for n in range(QUESTIONS)
+        ]
+        (source / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    own = ("scale=qwen2_5_vl_3b", f"model.path={lab.BASE}", f"data.source={source}", "data.validation=null", BENCH)
+    small = (
+        "rl.verl.trainer.n_gpus_per_node=1",
+        "rl.verl.data.train_batch_size=32",
+        "lengths.rl=512",
+        "budget.rl_epochs=1",
+    )
+    return driver_plan.of_config(
+        compose.tasks([*own, *small, f"run.dir={root}/runs", "evaluate.runs=1", *words])[0].cfg
+    )
+
+
+def finished(todo: Plan, name: str, figures: dict[str, Any]) -> list[Step]:
+    """The plan's steps, that of ``name`` done with these figures."""
+    entry = ledger.Entry("k" * 64, "kind", name, "output", "d", "f", figures=figures)
+    return [replace(s, action="reuse", entry=entry) if s.stage.name == name else s for s in todo.steps]
+
+
+def hours(steps: list[Step], name: str) -> cost.Estimate:
+    found = cost.estimate(next(step for step in steps if step.stage.name == name), steps)
+    assert found is not None
+    return found
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_sums_by_hand(tmp_path: Path) -> None:
+    of = 6 * SMALL.trained
+    rl = hours(planned(tmp_path, "recipe=rl").steps, "rl")
+    assert rl.rough and rl.hours * 3600 == pytest.approx(cost.RL_START + of * 96 * 8 * (512 + 512) / cost.RL_FLOPS)
+    todo = planned(tmp_path, "recipe=sft", "sft.gpus=1")
+    sft = hours(todo.steps, "sft")
+    assert sft.rough and sft.hours * 3600 == pytest.approx(cost.SFT_START + of * 96 * 5 * 4096 / cost.SFT_FLOPS)
+    told = finished(todo, "data", {"train": {"records": 96, "tokens_mean": 1000.0}})
+    known = hours(told, "sft")
+    assert not known.rough and known.hours * 3600 == pytest.approx(cost.SFT_START + of * 96e3 * 5 / cost.SFT_FLOPS)
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_a_finished_rounds_lengths_serve_the_next(tmp_path: Path) -> None:
+    todo = planned(tmp_path, "recipe=interleaved", "recipe.rounds=3", "recipe.sft_on=all", "sft.gpus=1")
+    before = hours(todo.steps, "rl-2")
+    after = hours(finished(todo, "rl-1", {"tokens_per_step": 32 * 8 * 700}), "rl-2")
+    assert before.rough and not after.rough
+    assert after.hours * 3600 == pytest.approx(cost.RL_START + 6 * SMALL.trained * 32 * 8 * 700 / cost.RL_FLOPS)
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_what_an_h200_took(tmp_path: Path) -> None:
+    """The chain of benchmarks/results/h200.md: 411 and 506 s of RL in one and two steps, 120 s of SFT on 32 rows."""
+    words = ("recipe=interleaved", "recipe.rounds=3", "recipe.sft_on=all", "sft.gpus=1")
+    steps = finished(planned(tmp_path, *words), "rl-1", {"tokens_per_step": 217_575})
+    assert hours(steps, "rl-2").hours * 3600 == pytest.approx(411, rel=0.1)
+    steps = finished(
+        planned(tmp_path, *words, "recipe.rounds=2", "budget.rl_steps=4"), "rl-1", {"tokens_per_step": 217_575}
+    )
+    assert hours(steps, "rl-2").hours * 3600 == pytest.approx(506, rel=0.1)
+    steps = finished(planned(tmp_path, *words), "data", {"train": {"records": 96, "tokens_mean": 2863.0}})
+    assert hours(steps, "sft-2").hours * 3600 == pytest.approx(120, rel=0.1)
+
+
+def test_without_gpus_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tasks = compose.tasks(["recipe=two_stage", f"run.dir={tmp_path}"])
+    todo = driver_plan.of_config(tasks[0].cfg)
+    assert {cost.cell(step, todo.steps) for step in todo.steps} == {"-"} and cost.summary(todo.steps) == ""
+    assert all(cost.estimate(step, todo.steps) is None for step in todo.steps)
+    assert cost.told(todo.steps[-1].stage, None, 10.0) == {}
+    plan_verb.show(tasks, [todo])
+    assert "GPU" not in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_plan_tells_what_is_to_come_and_how_far_it_was_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    todo = planned(tmp_path, "recipe=two_stage", "sft.gpus=1")
+    step = next(step for step in todo.steps if step.stage.name == "sft")
+    figures = cost.told(step.stage, cost.estimate(step, todo.steps), 360.0)
+    assert figures[cost.TAKEN] == 0.1 and figures[cost.ESTIMATED] == round(hours(todo.steps, "sft").hours, 4)
+    done = finished(todo, "sft", {cost.TAKEN: 0.1, cost.ESTIMATED: 0.15})
+    words = ["recipe=two_stage", f"data.source={tmp_path}/data", BENCH, "scale=qwen2_5_vl_3b", f"model.path={lab.BASE}"]
+    plan_verb.show(compose.tasks(words), [replace(todo, steps=done)])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "GPU-hours to come; 0.10 GPU-hours taken, 0.15 estimated (+50%)" in said and "0.10, estimated 0.15" in said
