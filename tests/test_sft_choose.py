@@ -72,6 +72,24 @@ def test_steps_and_pace_are_the_trainers_own(tmp_path: Path, clocks: tuple[str, 
     assert figures.get("seconds_per_step") == pace
 
 
+@pytest.mark.parametrize(
+    ("choose", "epochs", "strategy", "saved"),
+    [
+        ("last", 1.0, "epoch", "no"),
+        ("last", 2.0, "epoch", "epoch"),
+        ("last", 1.0, "steps", "steps"),
+        ("best", 1.0, "epoch", "epoch"),
+    ],
+)
+def test_the_only_epoch_is_not_written_twice(
+    tmp_path: Path, choose: str, epochs: float, strategy: str, saved: str
+) -> None:
+    job = finished(tmp_path)
+    config = {**job.settings["config"], "num_train_epochs": epochs, "save_strategy": strategy}
+    given = replace(job.stage, settings={**job.settings, "choose": choose, "config": config})
+    assert sft.native(replace(job, stage=given))["save_strategy"] == saved
+
+
 def test_without_a_validation_loss_nothing_is_chosen(tmp_path: Path) -> None:
     job = finished(tmp_path)
     (job.work / "out/trainer_state.json").write_text('{"log_history": []}')

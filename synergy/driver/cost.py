@@ -26,7 +26,7 @@ from synergy.stages import Stage, fit, within_step
 if TYPE_CHECKING:
     from synergy.driver.plan import Step
 
-SFT_START, SFT_FLOPS = 105.0, 175e12
+SFT_START, SFT_FLOPS = 91.0, 175e12
 """Seconds, with the check of the model before and with saving and publishing after; FLOPs a second."""
 RL_START, RL_FLOPS = 268.0, 31e12
 SERVER_START, SERVER_TOKENS = 95.0, 7000 * 3.75e9

@@ -137,6 +137,8 @@ def native(job: Job) -> dict[str, Any]:
         config["warmup_ratio"] = 0.0  # rounded up to a whole step, which trains nothing: its learning rate is 0
     if settings["choose"] == "best":
         config |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": None}
+    elif config.get("save_strategy") == "epoch" and config.get("num_train_epochs", 3.0) <= 1:
+        config["save_strategy"] = "no"  # its one checkpoint would be the final model, which is written right after it
     if config.get("eval_strategy", "no") != "no":
         if (data / "sft" / "validation.json").exists():
             config["eval_dataset"] = "validation"
