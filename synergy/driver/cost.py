@@ -130,7 +130,8 @@ def _sft(step: Step, steps: Mapping[str, Step]) -> _Tokens:
 
 
 def _rl(step: Step, steps: Mapping[str, Step]) -> _Tokens:
-    verl, made = step.stage.settings["verl"], steps[step.stage.inputs["data"]].stage.settings
+    verl, part = step.stage.settings["verl"], steps.get(step.stage.inputs["data"])
+    made = part.stage.settings if part is not None else {}
     batch, n = int(verl["data"]["train_batch_size"]), within_step.rollouts(verl)
     slots = made["steps"] * batch if made.get("steps") else _questions(_root(step, steps)) * made.get("epochs", 1)
     rollouts = slots // batch * batch * n / made.get("rounds", 1)
@@ -176,13 +177,13 @@ def _figure(step: Step | None, *names: str) -> float | None:
 
 def _questions(data: Step | None) -> float:
     """Training questions: as prepared, or by the lines of their file."""
-    if data is None or (known := _figure(data, "train", "records")) is not None:
-        return 0 if data is None else known or 0
+    if data is None:
+        return 0
+    if known := _figure(data, "train", "records"):
+        return known
     settings = data.stage.settings
-    count, file = (
-        int(settings["sizes"].get("train", 0)),
-        data.inputs.get("source", Path("/nowhere")) / settings["train"],
-    )
+    file = data.inputs.get("source", Path("/nowhere")) / settings["train"]
+    count = int(settings["sizes"].get("train", 0))
     if settings["source"] != "lab" and file.is_file():
         count = disk.lines(file, file.stat().st_mtime_ns)
     return min(count, settings["limit"] or count)
