@@ -1,4 +1,4 @@
-"""Rebuild the shipped base model: `python -m synergy.lab.build OUT` (needs the training environment and 40 minutes).
+"""Rebuild the shipped base model: `python -m synergy.lab.build OUT` (needs the training environment and 75 minutes).
 
 Each step is a child process of this interpreter: random weights; two LLaMA-Factory SFT stages, the only ones that train
 the vision tower (first the pieces: reading and adding; then the questions); 16 runs on both benchmarks for the levels.
