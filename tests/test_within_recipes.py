@@ -195,7 +195,7 @@ def test_figures_of_a_step_are_told() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_both_recipes_train_by_steps(tmp_path: Path) -> None:
-    words = ["data.sizes={train: 48, val: 8, bench: 4}", "evaluate.runs=1", "sample.n=2", "budget.rl_steps=3"]
+    words = ["data.sizes={train: 48, val: 8, bench: 4}", "evaluate.runs=1", "sample.n=1", "budget.rl_steps=3"]
     words += ["rl.verl.data.train_batch_size=8", "rl.verl.actor_rollout_ref.actor.ppo_mini_batch_size=4"]
     words += ["rl.verl.actor_rollout_ref.rollout.n=2", "rl.verl.trainer.save_freq=3", STEP]
     argv = [sys.executable, "-m", "synergy.run", "-m", f"run.dir={tmp_path}", "recipe=interleaved,progressive", *words]
