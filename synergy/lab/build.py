@@ -37,6 +37,8 @@ START = (
 )
 STEPS = {"pieces": 1400, "questions": 2000}
 SUMS = {"OMP_NUM_THREADS": "1", "MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+"""Of Intel's library (MKL) COMPATIBLE alone is promised to give equal sums on processors of Intel and of others; it takes twice
+as long. Two builds on one processor, other work beside, were equal (2026-11-28); other processors were not tried."""
 
 
 def lesson(folder: Path, name: str, seed: int) -> None:
