@@ -68,13 +68,11 @@ def gpus(stage: Stage) -> int:
 def estimate(step: Step, steps: Sequence[Step]) -> Estimate | None:
     """steps: of the whole plan. None for a stage without GPUs, or of a model that is not there yet."""
     stage, count = step.stage, gpus(step.stage)
-    of = fit.model(step.inputs["base"], True) if count and "base" in step.inputs else None
-    by_name = {one.stage.name: one for one in steps}
-    if count and stage.kind in ("sample", "evaluate"):
-        of = next((fit.model(one.inputs["base"], True) for one in steps if "base" in one.inputs), None)
+    base = next((one.inputs["base"] for one in (step, *steps) if "base" in one.inputs), None)
+    of = fit.model(base, True) if count and base is not None else None
     if of is None:
         return None
-    tokens = _TOKENS[stage.kind](step, by_name)
+    tokens = _TOKENS[stage.kind](step, {one.stage.name: one for one in steps})
     if stage.kind in ("sft", "rl"):
         start, flops = (SFT_START, SFT_FLOPS) if stage.kind == "sft" else (RL_START, RL_FLOPS)
         seconds = start + 6.0 * of.trained * tokens.count / (flops * count)

@@ -172,7 +172,7 @@ def micro_batch(stage: Stage, base: Path, file: Path, media: Path) -> int:
     of = model(base, _frozen(stage))
     if found is None or of is None:
         return 1
-    visual = {k: v for told in media.glob("*_visual_tokens.json") for k, v in json.loads(told.read_text()).items()}
+    visual = json.loads((media / "train_visual_tokens.json").read_text())
     longest = max(checks.row_lengths(file, visual, checks.tokenizer(base)))
     return rows(stage.settings, longest, of, found[1])
 

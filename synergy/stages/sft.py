@@ -107,7 +107,8 @@ def check(stage: Stage, pythons: Mapping[str, str]) -> None:
             "none of its tensor names in the checkpoint); set sft.choose=best"
         )
     schedule.check_sft(stage.settings)
-    told = {key: value for key, value in config.items() if key != sft_spread.MICRO or value is not None}
+    left = {sft_spread.MICRO} if sft_spread.by_rule(config) else set()
+    told = {key: value for key, value in config.items() if key not in left}
     llamafactory_check.check({**told, "template": stage.settings["template"]})
     sft_spread.check(stage.settings, pythons["llamafactory"])
 
@@ -117,7 +118,7 @@ def native(job: Job) -> dict[str, Any]:
     settings, data = job.settings, job.inputs["data"]
     media = job.inputs.get("media", data) / "records"
     config = sft_spread.written_out(settings["config"])
-    if config.get(sft_spread.MICRO, 0) is None:
+    if sft_spread.by_rule(config):
         config[sft_spread.MICRO] = fit.micro_batch(job.stage, job.inputs["base"], data / "sft" / "train.json", media)
     config[sft_spread.ACCUMULATION] = sft_spread.accumulation({**settings, "config": config})
     config["learning_rate"] = config["learning_rate"] * settings["weight"]

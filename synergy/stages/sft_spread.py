@@ -64,6 +64,11 @@ def sharded(config: Mapping[str, Any]) -> bool:
     return bool(config.get("fsdp") or config.get("deepspeed"))
 
 
+def by_rule(config: Mapping[str, Any]) -> bool:
+    """Whether the rows of a micro-batch are left to the rule (synergy/stages/fit.py)."""
+    return MICRO in config and config[MICRO] is None
+
+
 def at_a_time(config: Mapping[str, Any]) -> int:
     """Rows of a micro-batch: LLaMA-Factory's default where nothing is told, at least one where the rule chooses (null)."""
     return int(config.get(MICRO, 8) or 1)
@@ -78,7 +83,7 @@ def accumulation(settings: Mapping[str, Any]) -> int:
                 f"sft.batch=null with {count} processes: a step would see {count} times the rows; set sft.batch to the "
                 f"rows of a step and drop sft.config.{ACCUMULATION}, or set sft.gpus=1"
             )
-        if MICRO in config and config[MICRO] is None:
+        if by_rule(config):
             raise UserError(f"sft.config.{MICRO}=null is chosen from sft.batch, which is null too; set one of them")
         return int(config.get(ACCUMULATION, 1))
     if ACCUMULATION in config:
