@@ -81,7 +81,7 @@ def test_without_a_server_the_command_starts_cold(server: Warm) -> None:
     assert replace(server, process=gone, folder=Path("/nowhere")).command(command) == command
 
 
-def test_no_server_is_started_where_there_are_gpus_or_nothing_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_server_is_started_where_none_is_wanted_or_nothing_is_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = config("sft")
     todo = Plan("sft", [], Workspace(Path("/nowhere")), {"vllm": str(PYTHON), "llamafactory": str(PYTHON)})
     stage = next(stage for stage in strategies.stages(cfg) if stage.kind == "sft")
@@ -89,8 +89,7 @@ def test_no_server_is_started_where_there_are_gpus_or_nothing_to_run(monkeypatch
     monkeypatch.setattr(warm, "server", lambda *given: contextlib.nullcontext(given))
     with warm.beside(True, [replace(todo, steps=[step])]) as found:
         assert found == (PYTHON, stage.settings["env"], None)
-    for wanted, steps, seen in ((False, [step], []), (True, [], []), (True, [step], ["0"])):
-        monkeypatch.setattr(warm, "gpus", lambda seen=seen: seen)
+    for wanted, steps in ((False, [step]), (True, [])):
         with warm.beside(wanted, [replace(todo, steps=steps)]) as found:
             assert found is None
 

@@ -1,9 +1,11 @@
-"""A finished SFT or RL stage once more by hand: its own command.sh, without Synergy, and the ratio of the two.
+"""An SFT or RL stage once more by hand: its own command.sh, without Synergy, and the ratio of the two.
 
-    python benchmarks/gpu/by_hand.py RUN_DIR STAGE OUT        # STAGE: its name, like sft-1; OUT: a new folder
+    python benchmarks/gpu/by_hand.py RUN_DIR sft|rl OUT        # the newest stage of the kind; OUT: a new folder
 
-Prints one JSON object: the native throughput of both (LLaMA-Factory: train_samples_per_second; verl: tokens per second over
-all steps, and the same without the first), their ratio, and the seconds of the whole process beside those of the stage.
+If the stage has just begun, the two run at the same time, for which a host with several GPUs has room: start this with those
+that the stage doesn't use (CUDA_VISIBLE_DEVICES). verl is started by its own module, cold, however the stage was. Prints one
+JSON object: the native throughput of both (LLaMA-Factory: train_samples_per_second; verl: tokens per second over all steps, and
+the same without the first), their ratio, and the seconds of the whole process beside those of the stage.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from synergy.driver import ledger
+from synergy.driver.warm import VERL
 
 
 def rerun(folder: Path, attempt: Path, out: Path) -> float:
@@ -26,7 +29,8 @@ def rerun(folder: Path, attempt: Path, out: Path) -> float:
     there.mkdir()
     for file in attempt.iterdir():
         if file.suffix in (".sh", ".yaml", ".txt"):
-            (there / file.name).write_text(file.read_text().replace(str(folder), str(out)))
+            text = file.read_text().replace(str(folder), str(out))
+            (there / file.name).write_text(text.replace(f"-m {VERL}", "-m verl.trainer.main_ppo"))
     start = time.monotonic()
     with (out / "log.txt").open("w") as log:
         subprocess.run(["bash", str(there / "command.sh")], stdout=log, stderr=log, check=True)
@@ -55,23 +59,37 @@ def rl(log: Path, attempt: Path) -> dict[str, float]:
     }
 
 
+def begun(root: Path, kind: str) -> tuple[Path, Path]:
+    """The newest stage of this kind, and its newest attempt; waited for: its command is written before its process starts."""
+    while True:
+        if found := sorted(root.glob(f"stages/{kind}-*/attempt-*/command.sh"), key=lambda file: file.stat().st_mtime):
+            return found[-1].parents[1], found[-1].parent
+        time.sleep(1)
+
+
+def ended(root: Path, folder: Path) -> ledger.Entry:
+    """Its entry in the ledger, waited for."""
+    while True:
+        for entry in ledger.read(root / "ledger.jsonl").values():
+            if (root / entry.output).parent == folder:
+                return entry
+        time.sleep(1)
+
+
 def main(argv: list[str]) -> None:
-    if len(argv) != 3:
+    if len(argv) != 3 or argv[1] not in READ:
         raise SystemExit(__doc__)
-    root, name, out = Path(argv[0]).absolute(), argv[1], Path(argv[2]).absolute()
-    found = [entry for entry in ledger.read(root / "ledger.jsonl").values() if entry.name == name]
-    if not found or found[-1].kind not in ("sft", "rl"):
-        raise SystemExit(f"{root} has no finished SFT or RL stage {name}")
-    entry = found[-1]
-    folder = (root / entry.output).parent
-    attempt = folder / f"attempt-{entry.attempt}"
-    read: Any = {"sft": sft, "rl": rl}[entry.kind]
+    root, kind, out = Path(argv[0]).absolute(), argv[1], Path(argv[2]).absolute()
+    folder, attempt = begun(root, kind)
     whole = rerun(folder, attempt, out)
-    ours, theirs = read(attempt / "log.txt", attempt), read(out / "log.txt", out / attempt.name)
+    entry = ended(root, folder)
+    ours, theirs = READ[kind](attempt / "log.txt", attempt), READ[kind](out / "log.txt", out / attempt.name)
     ratios = {key: round(ours[key] / theirs[key], 4) for key in theirs if "throughput" in key}
-    told = {"stage": name, "synergy": ours | {"seconds": entry.seconds}, "by_hand": theirs | {"seconds": whole}}
+    told = {"stage": entry.name, "synergy": ours | {"seconds": entry.seconds}, "by_hand": theirs | {"seconds": whole}}
     print(json.dumps(told | {"ratio": ratios | {"seconds": round(entry.seconds / whole, 4)}}))
 
+
+READ: dict[str, Any] = {"sft": sft, "rl": rl}
 
 if __name__ == "__main__":
     main(sys.argv[1:])

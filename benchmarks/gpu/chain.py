@@ -1,6 +1,6 @@
-"""One round of recipe=interleaved at 3B on one GPU, random weights: evaluation, SFT, RL, evaluation, checkpoints handed on.
+"""One round of recipe=interleaved at 3B on GPUs, random weights: evaluation, SFT, RL, evaluation, checkpoints handed on.
 
-    python benchmarks/gpu/chain.py WORK RANKS [size=3b] [plan] [override ...]     # again: it continues
+    python benchmarks/gpu/chain.py WORK RANKS [size=3b] [gpus=1] [recipe=interleaved] [plan] [override ...]   # continues
 
 Makes the model (random_model.py) and 96 questions with one image of 448 × 448 pixels in WORK, runs `synergy run` there, and
 prints each stage's time and figures. Random weights answer nothing right, so reward_by_chance.py judges. Optimizer states, of
@@ -23,22 +23,24 @@ SIDE = 448
 TRACE_LINES = 400
 """Each trace is its own lines of reasoning over and over, about 2,000 tokens."""
 QUESTIONS = {"train": 96, "val": 8, "bench_open": 48}
-ONE_GPU = (
+SMALL = (
     "run.dir={work}/runs", "model.path={work}/model", "data.source={work}/data", "data.instruction='{instruction}'",
-    "reward.path={here}/reward_by_chance.py", "recipe.rounds=1", "recipe.sft_on=all", "recipe.sample_first=false",
-    "budget.rl_epochs=1",
+    "reward.path={here}/reward_by_chance.py", "budget.rl_epochs=1",
     "evaluate.benchmarks=[{{name: Digits, records: bench_open.jsonl, kind: open}}]", "evaluate.runs=1",
     "lengths.rl=512", "lengths.rl_after_sft=512", "evaluate.sampling.max_tokens=512",
     "+rl.verl.actor_rollout_ref.rollout.enforce_eager=true",
     "evaluate.server=[--dtype, bfloat16, --max-model-len, '8192', --gpu-memory-utilization, '0.9', --enforce-eager]",
-    # One GPU of 80 GB holds weights, gradients and optimizer.
-    "sft.config.fsdp=null", "sft.config.fsdp_config=null", "sft.batch=8", "+sft.config.save_only_model=true",
+    "sft.batch=8", "+sft.config.save_only_model=true",
     "sft.config.logging_steps=1",
-    "rl.verl.trainer.n_gpus_per_node=1", "rl.verl.data.train_batch_size=32",
+    "rl.verl.data.train_batch_size=32",
     "rl.verl.actor_rollout_ref.actor.ppo_mini_batch_size=32",
     "rl.verl.actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]",
     "rl.verl.actor_rollout_ref.actor.checkpoint.load_contents=[model]",
 )  # fmt: skip
+WORDS = {"size": "3b", "gpus": "1", "recipe": "interleaved"}
+ALONE = ("sft.config.fsdp=null", "sft.config.fsdp_config=null")
+"""One GPU of 80 GB holds the 3B's weights, gradients and optimizer."""
+INTERLEAVED = ("recipe.rounds=1", "recipe.sft_on=all", "recipe.sample_first=false")
 
 
 def make_data(out: Path) -> None:
@@ -68,21 +70,24 @@ def summary(root: Path) -> None:
 
 def main() -> int:
     work, ranks = Path(sys.argv[1]).absolute(), sys.argv[2]
-    size = next((word.partition("=")[2] for word in sys.argv[3:] if word.startswith("size=")), "3b")
-    given = [word for word in sys.argv[3:] if word != "plan" and not word.startswith("size=")]
+    told = {**WORDS, **{n: v for n, _, v in (word.partition("=") for word in sys.argv[3:]) if n in WORDS}}
+    given = [word for word in sys.argv[3:] if word != "plan" and word.partition("=")[0] not in WORDS]
     verb = "plan" if "plan" in sys.argv[3:] else "run"
     for half in (work / "model.part", work / "data.part"):
         shutil.rmtree(half, ignore_errors=True)
     if not (work / "model").exists():
         subprocess.run(
-            [sys.executable, str(HERE / "random_model.py"), str(work / "model.part"), size, ranks], check=True
+            [sys.executable, str(HERE / "random_model.py"), str(work / "model.part"), told["size"], ranks], check=True
         )
         (work / "model.part").rename(work / "model")
     if not (work / "data").exists():
         make_data(work / "data.part")
         (work / "data.part").rename(work / "data")
-    words = [text.format(work=work, here=HERE, instruction=INSTRUCTION.replace("\\", "\\\\")) for text in ONE_GPU]
-    command = [sys.executable, "-m", f"synergy.{verb}", "recipe=interleaved", "scale=qwen2_5_vl_3b", *words, *given]
+    words = [text.format(work=work, here=HERE, instruction=INSTRUCTION.replace("\\", "\\\\")) for text in SMALL]
+    words += [f"recipe={told['recipe']}", f"scale=qwen2_5_vl_{'7b' if told['size'] == '7b' else '3b'}"]
+    words += [f"sft.gpus={told['gpus']}", f"rl.verl.trainer.n_gpus_per_node={told['gpus']}"]
+    words += [*(ALONE if told["gpus"] == "1" else ()), *(INTERLEAVED if told["recipe"] == "interleaved" else ())]
+    command = [sys.executable, "-m", f"synergy.{verb}", *words, *given]
     code = subprocess.run(command, check=False).returncode
     if (work / "runs/ledger.jsonl").exists():
         summary(work / "runs")

@@ -32,6 +32,7 @@ from typing import Any, NoReturn
 
 _PREFIX = "synergy-fork-"
 _PR_SET_PDEATHSIG = 1
+_NOT_INITIALIZED = 3  # cuda.h: CUDA_ERROR_NOT_INITIALIZED
 _SPARE = 500  # file descriptors are parked from here on while they are put in place
 
 
@@ -45,6 +46,15 @@ def _die_with_parent(expected: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != expected:
         os._exit(1)
+
+
+def _cuda_started() -> bool:
+    """Whether this process has initialised CUDA's driver, which does not survive a fork."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return bool(driver.cuCtxGetCurrent(ctypes.byref(ctypes.c_void_p())) != _NOT_INITIALIZED)
 
 
 def sweep() -> None:
@@ -62,10 +72,12 @@ def start(folder: Path | None = None) -> Path:
     """Fork the server off this process, which must have only one thread; the path of the stand-in for python.
 
     folder: an empty one for the stand-in and its socket, with a short path; by default a temporary one. The server ends with
-    this process, and every fork ends with the server. Raises RuntimeError if there are more threads.
+    this process, and every fork ends with the server. Raises RuntimeError if there are more threads, or CUDA was started.
     """
     if (threads := len(os.listdir("/proc/self/task"))) != 1:
         raise RuntimeError(f"cannot fork safely: a library started {threads - 1} threads while it was imported")
+    if _cuda_started():
+        raise RuntimeError("cannot fork safely: a library started CUDA while it was imported")
     if folder is None:
         sweep()
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX))  # for this user only; short, as a socket's path must be

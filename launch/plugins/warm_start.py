@@ -1,8 +1,9 @@
 """`python warm_start.py FOLDER`: import the big libraries once, and serve FOLDER/python, a stand-in for python that has them.
 
-Kept by the driver (synergy/driver/warm.py) for as long as it runs stages on a machine without accelerator: every framework's
-process is then a fork of this one (see fork_server), where it would spend its first ten seconds importing. Ends when its
-standard input does. Exit code 1 when a library started a thread while it was imported, since a fork would not be safe.
+Kept by the driver (synergy/driver/warm.py) for as long as it runs stages: every framework's process is then a fork of this one
+(see fork_server), where it would spend its first ten seconds importing. Ends when its standard input does. Exit code 1 when a
+library started a thread or CUDA while it was imported, since a fork would not be safe. On a host with GPUs no library gets to
+start CUDA here: what asks for a device as it is imported is left to the forks.
 """
 
 import contextlib
@@ -26,7 +27,6 @@ PRELOAD = (
     "vllm.v1.engine.core",
     "vllm.v1.executor.uniproc_executor",
     "vllm.v1.executor.multiproc_executor",
-    "vllm.v1.worker.cpu_worker",
     "vllm.model_executor.models.qwen2_5_vl",
     "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl",
     "transformers.models.qwen2_5_vl.processing_qwen2_5_vl",
@@ -45,21 +45,38 @@ PRELOAD = (
     "torch.distributed.fsdp",
     "torch.distributed.checkpoint.state_dict",
 )
+ON_CPU = ("vllm.v1.worker.cpu_worker",)
+ON_GPU = ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu_model_runner", "vllm.v1.attention.backends.flash_attn")
 # Libraries that would start threads when they are imported: pyarrow's allocator, numpy's linear algebra.
 SINGLE_THREADED = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"}
 
 
+class NeedsDevice(BaseException):
+    """A library asked for a GPU while it was imported. No Exception: one that guards its question would go on with a guess,
+    which the forks would inherit."""
+
+
+def _refuse(*_: Any, **__: Any) -> None:
+    raise NeedsDevice
+
+
 def preload() -> None:
-    """Import what the processes share, and nothing that starts a thread or reads what differs between them."""
+    """Import what the processes share, and nothing that starts a thread or CUDA, or reads what differs between them."""
     for name, value in SINGLE_THREADED.items():
         os.environ.setdefault(name, value)
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # has torch count GPUs without starting CUDA
     hidden: dict[str, Any] = {"ray": None}  # vLLM imports Ray where it finds it, for an executor that is not used here
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sys.modules.update(hidden)
-        for name in PRELOAD:
-            with contextlib.suppress(ImportError):  # without it the start is only slower
+        import torch
+
+        stock = torch.cuda._lazy_init
+        torch.cuda._lazy_init = _refuse
+        for name in (*PRELOAD, *(ON_GPU if torch.cuda.is_available() else ON_CPU)):
+            with contextlib.suppress(ImportError, NeedsDevice):  # without it the start is only slower
                 importlib.import_module(name)
+        torch.cuda._lazy_init = stock
         del sys.modules["ray"]
 
 

@@ -3,8 +3,8 @@
 A switch between frameworks costs a start of each: ten seconds of imports before LLaMA-Factory, verl or vLLM does anything,
 more than a whole stage at tiny scale. With ``run.warm`` the driver starts ``launch/plugins/warm_start.py`` beside the first
 stage and runs the same native commands by its stand-in for python; one Ray cluster serves all of verl's jobs
-(``launch/plugins/warm_ray.py``). ``command.sh`` names the real python and needs none of this. For machines without
-accelerator: CUDA does not survive a fork.
+(``launch/plugins/warm_ray.py``). ``command.sh`` names the real python and needs none of this. CUDA does not survive a fork, so
+on a host with GPUs the server starts none.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any
 from synergy import paths, stages
 from synergy.driver.plan import Plan
 from synergy.driver.process import MARK, reap
-from synergy.machine import die_with_parent, gpus
+from synergy.machine import die_with_parent
 from synergy.stages import Command
 
 PREFIX = "synergy-fork-"
@@ -78,11 +78,10 @@ def _is_script(program: Path) -> bool:
 
 
 def beside(wanted: bool, plans: Sequence[Plan]) -> contextlib.AbstractContextManager[Warm | None]:
-    """A warm server for all that the plans will run, or None if it is not wanted, nothing would be imported, or there are
-    GPUs."""
+    """A warm server for all that the plans will run, or None if it is not wanted or nothing would be imported."""
     steps = [(todo, step.stage) for todo in plans for step in todo.steps if step.action != "reuse"]
     pythons = [todo.pythons[name] for todo, stage in steps for name in stages.kind(stage.kind).FRAMEWORKS]
-    if not wanted or not pythons or gpus():
+    if not wanted or not pythons:
         return contextlib.nullcontext()
     env: dict[str, str] = {}
     for _, stage in steps:
