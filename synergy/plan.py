@@ -40,7 +40,8 @@ def show(tasks: Sequence[Task], plans: Sequence[Plan]) -> None:
 
 def _one(todo: Plan, console: Console) -> None:
     memory = _gpu_memory(todo.steps)
-    hours = {step.folder: cost.cell(step, todo.steps) for step in todo.steps}
+    left = cost.estimates(todo.steps)
+    hours = {step.folder: cost.cell(step, left) for step in todo.steps}
     on_gpus = any(cell != "-" for cell in hours.values())
     names = ("disk", *["GPU memory"] * bool(memory), *["GPU hours"] * on_gpus)
     table = _table("stage", "what", "action", "why", *names, "native command, in")
@@ -50,7 +51,7 @@ def _one(todo: Plan, console: Console) -> None:
         table.add_row(step.stage.name, step.stage.note, act, step.why, *sizes, native)
     console.print(table)
     console.print(f"{_counts(todo.steps)} in {todo.space.root}")
-    if said := cost.summary(todo.steps):
+    if said := cost.summary(todo.steps, left):
         console.print(said)
 
 

@@ -121,7 +121,7 @@ def _run(cfg: Config, todo: Plan, server: warm.Warm | None, plans: Sequence[Plan
     from synergy.report import build  # draws with matplotlib: not before there is something to draw
 
     done = plan.of_config(cfg)
-    if said := cost.summary(done.steps):
+    if said := cost.summary(done.steps, {}):  # nothing is left to be estimated
         print(said, flush=True)
     print(f"report: {build.write(done)}", flush=True)
 

@@ -101,8 +101,8 @@ def test_what_an_h200_took(tmp_path: Path) -> None:
 def test_without_gpus_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tasks = compose.tasks(["recipe=two_stage", f"run.dir={tmp_path}"])
     todo = driver_plan.of_config(tasks[0].cfg)
-    assert {cost.cell(step, todo.steps) for step in todo.steps} == {"-"} and cost.summary(todo.steps) == ""
-    assert all(cost.estimate(step, todo.steps) is None for step in todo.steps)
+    assert cost.estimates(todo.steps) == {}
+    assert {cost.cell(step, {}) for step in todo.steps} == {"-"} and cost.summary(todo.steps, {}) == ""
     assert cost.told(todo.steps[-1].stage, None, 10.0) == {}
     plan_verb.show(tasks, [todo])
     assert "GPU" not in capsys.readouterr().out
@@ -119,3 +119,13 @@ def test_plan_tells_what_is_to_come_and_how_far_it_was_off(tmp_path: Path, capsy
     plan_verb.show(compose.tasks(words), [replace(todo, steps=done)])
     said = " ".join(capsys.readouterr().out.split())
     assert "GPU-hours to come; 0.10 GPU-hours taken, 0.15 estimated (+50%)" in said and "0.10, estimated 0.15" in said
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_plan_asks_once_for_each_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    own = cost.estimate
+    monkeypatch.setattr(cost, "estimate", lambda step, steps: asked.append(step.stage.name) or own(step, steps))
+    todo = planned(tmp_path, "recipe=two_stage", "sft.gpus=1")
+    plan_verb.show(compose.tasks(["recipe=two_stage"]), [todo])
+    assert asked == [step.stage.name for step in todo.steps]

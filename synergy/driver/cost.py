@@ -81,6 +81,11 @@ def estimate(step: Step, steps: Sequence[Step]) -> Estimate | None:
     return Estimate(seconds * count / 3600, tokens.rough)
 
 
+def estimates(steps: Sequence[Step]) -> dict[Path, Estimate]:
+    """By folder, of the stages that are not finished."""
+    return {step.folder: found for step in steps if step.action != "reuse" and (found := estimate(step, steps))}
+
+
 def told(stage: Stage, thought: Estimate | None, seconds: float) -> dict[str, float]:
     """The figures of a finished stage, for the ledger. thought: before it began; seconds: what it took."""
     if thought is None:
@@ -88,24 +93,22 @@ def told(stage: Stage, thought: Estimate | None, seconds: float) -> dict[str, fl
     return {TAKEN: round(seconds * gpus(stage) / 3600, 4), ESTIMATED: round(thought.hours, 4)}
 
 
-def cell(step: Step, steps: Sequence[Step]) -> str:
-    """For the plan: what a stage will take, or took."""
+def cell(step: Step, left: Mapping[Path, Estimate]) -> str:
+    """For the plan: what a stage will take, or took. left: ``estimates``."""
     if step.action != "reuse":
-        found = estimate(step, steps)
-        return "-" if found is None else str(found)
+        return str(left.get(step.folder, "-"))
     figures = step.entry.figures if step.entry is not None else {}
     return f"{figures[TAKEN]:.2f}, estimated {figures[ESTIMATED]:.2f}" if {TAKEN, ESTIMATED} <= set(figures) else "-"
 
 
-def summary(steps: Sequence[Step]) -> str:
-    """GPU-hours to come, and how far the estimates of the finished ones were off; '' without any."""
-    left = [found for step in steps if step.action != "reuse" and (found := estimate(step, steps))]
+def summary(steps: Sequence[Step], left: Mapping[Path, Estimate]) -> str:
+    """GPU-hours to come, and how far the estimates of the finished ones were off; '' without any. left: ``estimates``."""
     done = [
         step.entry.figures for step in steps if step.action == "reuse" and step.entry and TAKEN in step.entry.figures
     ]
     taken, thought = (sum(float(figures[name]) for figures in done) for name in (TAKEN, ESTIMATED))
     words = [
-        f"about {Estimate(sum(one.hours for one in left), any(one.rough for one in left))} GPU-hours to come"
+        f"about {Estimate(sum(one.hours for one in left.values()), any(one.rough for one in left.values()))} GPU-hours to come"
     ] * bool(left)
     if taken:
         words.append(f"{taken:.2f} GPU-hours taken, {thought:.2f} estimated ({thought / taken - 1:+.0%})")
