@@ -40,14 +40,13 @@ def show(tasks: Sequence[Task], plans: Sequence[Plan]) -> None:
 
 def _one(todo: Plan, console: Console) -> None:
     memory = _gpu_memory(todo.steps)
-    left = cost.estimates(todo.steps)
-    hours = {step.folder: cost.cell(step, left) for step in todo.steps}
-    on_gpus = any(cell != "-" for cell in hours.values())
-    names = ("disk", *["GPU memory"] * bool(memory), *["GPU hours"] * on_gpus)
+    left = cost.estimates([todo])
+    hours = cost.cells(todo.steps, left)
+    names = ("disk", *["GPU memory"] * bool(memory), *["GPU hours"] * bool(hours))
     table = _table("stage", "what", "action", "why", *names, "native command, in")
     for step, act, size in _cells(todo.steps):
         native = f"{stages.kind(step.stage.kind).NATIVE}\n[dim]{step.folder.relative_to(todo.space.root)}[/]"
-        sizes = (size, *[memory.get(step.folder, "-")] * bool(memory), *[hours[step.folder]] * on_gpus)
+        sizes = (size, *[memory.get(step.folder, "-")] * bool(memory), *[hours.get(step.folder, "-")] * bool(hours))
         table.add_row(step.stage.name, step.stage.note, act, step.why, *sizes, native)
     console.print(table)
     console.print(f"{_counts(todo.steps)} in {todo.space.root}")
@@ -67,16 +66,20 @@ def _gpu_memory(steps: Sequence[Step]) -> dict[Path, str]:
 
 def _several(tasks: Sequence[Task], plans: Sequence[Plan], console: Console) -> None:
     found = sharing.distinct(plans)
-    steps = [one.step for one in found]
-    table = _table("stage", "what", "jobs", "action", "why", "disk", "in")
+    steps, left = [one.step for one in found], cost.estimates(plans)
+    hours = cost.cells(steps, left)
+    table = _table("stage", "what", "jobs", "action", "why", "disk", *["GPU hours"] * bool(hours), "in")
     for one, (step, act, size) in zip(found, _cells(steps), strict=True):
         names = ", ".join(tasks[number].name for number in one.users)
         who = f"all {len(tasks)}" if len(one.users) == len(tasks) else escape(names)
         folder = f"[dim]{step.folder.relative_to(step.folder.parent.parent)}[/]"
-        table.add_row(step.stage.name, step.stage.note, who, act, step.why, size, folder)
+        sizes = (size, *[hours.get(step.folder, "-")] * bool(hours))
+        table.add_row(step.stage.name, step.stage.note, who, act, step.why, *sizes, folder)
     console.print(table)
     roots = dict.fromkeys(str(todo.space.root) for todo in plans)
     console.print(f"{_counts(steps)} in {', '.join(roots)}")
+    if said := cost.summary(steps, left):
+        console.print(said)
     console.print(form.saving(sharing.saving(found), len(tasks)))
 
 

@@ -78,6 +78,8 @@ def _report(done: Sequence[Task], of: int) -> None:
         from synergy.report import sweep_page
 
         which = "all jobs" if len(ends) == of else f"the {len(ends)} finished jobs"
+        if said := cost.summary([one.step for one in sharing.distinct([todo for _, todo in ends])], {}):
+            print(f"{which}, shared stages once: {said}", flush=True)
         print(f"report over {which}: {sweep_page.write(ends)}", flush=True)
 
 

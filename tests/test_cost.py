@@ -101,10 +101,10 @@ def test_what_an_h200_took(tmp_path: Path) -> None:
 def test_without_gpus_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tasks = compose.tasks(["recipe=two_stage", f"run.dir={tmp_path}"])
     todo = driver_plan.of_config(tasks[0].cfg)
-    assert cost.estimates(todo.steps) == {}
-    assert {cost.cell(step, {}) for step in todo.steps} == {"-"} and cost.summary(todo.steps, {}) == ""
+    assert cost.estimates([todo]) == cost.cells(todo.steps, {}) == {} and cost.summary(todo.steps, {}) == ""
     assert cost.told(todo.steps[-1].stage, None, 10.0) == {}
     plan_verb.show(tasks, [todo])
+    plan_verb.show(tasks * 2, [todo, todo])
     assert "GPU" not in capsys.readouterr().out
 
 
@@ -121,11 +121,35 @@ def test_plan_tells_what_is_to_come_and_how_far_it_was_off(tmp_path: Path, capsy
     assert "GPU-hours to come; 0.10 GPU-hours taken, 0.15 estimated (+50%)" in said and "0.10, estimated 0.15" in said
 
 
-@pytest.mark.usefixtures("on_gpu")
-def test_plan_asks_once_for_each_estimate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[str] = []
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the stages that an estimate is asked for."""
+    names: list[str] = []
     own = cost.estimate
-    monkeypatch.setattr(cost, "estimate", lambda step, steps: asked.append(step.stage.name) or own(step, steps))
+    monkeypatch.setattr(cost, "estimate", lambda step, steps: names.append(step.stage.name) or own(step, steps))
+    return names
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_plan_asks_once_for_each_estimate(tmp_path: Path, asked: list[str]) -> None:
     todo = planned(tmp_path, "recipe=two_stage", "sft.gpus=1")
     plan_verb.show(compose.tasks(["recipe=two_stage"]), [todo])
     assert asked == [step.stage.name for step in todo.steps]
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_a_sweep_counts_what_its_jobs_share_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], asked: list[str]
+) -> None:
+    """Two stages goes on from the SFT of the first job; the base model's evaluation is finished."""
+    plans = [planned(tmp_path, f"recipe={name}", "sft.gpus=1") for name in ("sft", "two_stage")]
+    done = {cost.TAKEN: 0.1, cost.ESTIMATED: 0.15}
+    plans = [replace(todo, steps=finished(todo, "eval-base", done)) for todo in plans]
+    thought = (cost.estimate(step, plans[1].steps) for step in plans[1].steps if step.action != "reuse")
+    left = [one.hours for one in thought if one is not None]
+    asked.clear()
+    plan_verb.show(compose.tasks(["-m", "recipe=sft,two_stage"]), plans)
+    told = capsys.readouterr().out
+    assert len(left) == 4 and len(asked) == len({*asked}), "SFT, RL, and their evaluations"
+    assert f"about ~{sum(left):.2f} GPU-hours to come; 0.10 GPU-hours taken, 0.15 estimated (+50%)" in told
+    assert "GPU hours" in told and all(f"~{one:.2f}" in told for one in left) and "0.10," in told

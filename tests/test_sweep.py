@@ -14,7 +14,7 @@ from test_report import Runs, Verdict, row_of
 from synergy import compose, plan, run
 from synergy.compose import Task
 from synergy.config import Config
-from synergy.driver import ledger, sharing
+from synergy.driver import cost, ledger, sharing
 from synergy.driver import plan as driver_plan
 from synergy.driver.plan import Plan
 from synergy.errors import StageFailed, UserError
@@ -246,6 +246,22 @@ def test_told_to_keep_going_a_sweep_fails_at_its_end_and_tries_nothing_twice(
     assert "report over the 4 finished jobs: " in told.out
     assert "job 2 of 6 (sft seed=0): stage model broke" in told.err
     assert "job 3 of 6 (sft seed=0): needs model, which failed in job 2" in told.err
+
+
+@pytest.mark.parametrize(("done", "which", "hours"), [(5, "all jobs", 8), (2, "the 2 finished jobs", 6)])
+def test_a_sweep_ends_with_the_gpu_hours_of_its_stages(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], done: int, which: str, hours: int
+) -> None:
+    """An hour each. All jobs share two stages, and three have two of their own, the first two among them."""
+    monkeypatch.setattr(sweep_page, "write", lambda ends: Path("page"))
+    took = {cost.TAKEN: 1.0, cost.ESTIMATED: 1.5}
+    for number, (task, todo) in enumerate(jobs.found):
+        steps = [replace(s, entry=s.entry and replace(s.entry, figures=took)) for s in todo.steps]
+        jobs.found[number] = (task, replace(todo, steps=steps))
+    tasks = Going(jobs, monkeypatch).tasks
+    run._report(tasks[:done], len(tasks))
+    said = f"{which}, shared stages once: {hours}.00 GPU-hours taken, {1.5 * hours:.2f} estimated (+50%)\n"
+    assert capsys.readouterr().out == f"{said}report over {which}: page\n"
 
 
 def test_all_jobs_are_checked_before_the_first_begins(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from synergy.driver import disk
 from synergy.stages import Stage, fit, within_step
 
 if TYPE_CHECKING:
-    from synergy.driver.plan import Step
+    from synergy.driver.plan import Plan, Step
 
 SFT_START, SFT_FLOPS = 91.0, 175e12
 """Seconds, with the check of the model before and with saving and publishing after; FLOPs a second."""
@@ -81,9 +81,11 @@ def estimate(step: Step, steps: Sequence[Step]) -> Estimate | None:
     return Estimate(seconds * count / 3600, tokens.rough)
 
 
-def estimates(steps: Sequence[Step]) -> dict[Path, Estimate]:
-    """By folder, of the stages that are not finished."""
-    return {step.folder: found for step in steps if step.action != "reuse" and (found := estimate(step, steps))}
+def estimates(plans: Sequence[Plan]) -> dict[Path, Estimate]:
+    """By folder, of the stages that are not finished; one that several plans share once, as the first of them knows it."""
+    mine = {step.folder: (step, todo.steps) for todo in reversed(plans) for step in todo.steps}
+    left = {folder: estimate(step, steps) for folder, (step, steps) in mine.items() if step.action != "reuse"}
+    return {folder: found for folder, found in left.items() if found is not None}
 
 
 def told(stage: Stage, thought: Estimate | None, seconds: float) -> dict[str, float]:
@@ -93,12 +95,14 @@ def told(stage: Stage, thought: Estimate | None, seconds: float) -> dict[str, fl
     return {TAKEN: round(seconds * gpus(stage) / 3600, 4), ESTIMATED: round(thought.hours, 4)}
 
 
-def cell(step: Step, left: Mapping[Path, Estimate]) -> str:
-    """For the plan: what a stage will take, or took. left: ``estimates``."""
-    if step.action != "reuse":
-        return str(left.get(step.folder, "-"))
-    figures = step.entry.figures if step.entry is not None else {}
-    return f"{figures[TAKEN]:.2f}, estimated {figures[ESTIMATED]:.2f}" if {TAKEN, ESTIMATED} <= set(figures) else "-"
+def cells(steps: Sequence[Step], left: Mapping[Path, Estimate]) -> dict[Path, str]:
+    """For the plan, by folder: what a stage will take, or took. left: ``estimates``."""
+    made = {folder: str(one) for folder, one in left.items()}
+    for step in steps:
+        figures = step.entry.figures if step.action == "reuse" and step.entry is not None else {}
+        if {TAKEN, ESTIMATED} <= set(figures):
+            made[step.folder] = f"{figures[TAKEN]:.2f}, estimated {figures[ESTIMATED]:.2f}"
+    return made
 
 
 def summary(steps: Sequence[Step], left: Mapping[Path, Estimate]) -> str:
