@@ -156,6 +156,19 @@ def test_what_is_ahead_follows_the_stage(
     assert round((disk.ahead(job, now, whole) - disk.RESERVE - disk.weights(model)) / MB) == wanted
 
 
+@pytest.mark.parametrize(("now", "written", "wanted"), [(None, 0, 4), (Progress(2, 4), 0, 4), (Progress(4, 4), 3, 1)])
+def test_a_stage_that_writes_once_has_its_final_model_ahead(
+    tmp_path: Path, now: Progress | None, written: int, wanted: int
+) -> None:
+    """In MB, as above."""
+    model, stage = base(tmp_path / "base", MB), trained("one", "")
+    once = replace(stage, settings={**stage.settings, "config": {"num_train_epochs": 1, "save_strategy": "epoch"}})
+    job = Job(once, "k", tmp_path, tmp_path / "attempt-1", {"base": model}, {})
+    (job.work / "out").mkdir(parents=True)
+    (job.work / "out/model.safetensors").write_bytes(b"\0" * written * MB)
+    assert round((disk.ahead(job, now, None) - disk.RESERVE - disk.weights(model)) / MB) == wanted
+
+
 def step(of: Stage, inputs: dict[str, Path]) -> Step:
     return Step(of, "k", {}, Path("/nowhere/stages/x"), inputs, "run", "")
 
@@ -174,6 +187,10 @@ def test_estimates_follow_the_settings(tmp_path: Path) -> None:
     assert told("sft", "sft") == 2 + 4 + 3 * 16
     assert told("sft", "sft", "sft.choose=best") == 2 + 4 + 6 * 16, "one per epoch"
     assert told("sft", "sft", "sft.config.fsdp=null", "sft.config.fsdp_config=null") == 2 + 4 + 3 * 12
+    assert told("sft", "sft", "sft.config.num_train_epochs=1") == 2 + 4, "the final model alone"
+    assert told("sft", "sft", "sft.config.num_train_epochs=1", "sft.choose=best") == 2 + 4 + 2 * 16
+    assert told("sft", "sft", "sft.config.num_train_epochs=1", "sft.config.save_strategy=steps") == 2 + 4 + 3 * 16
+    assert told("sft", "sft", "sft.config.save_strategy='no'") == 2 + 4
     assert told("rl", "rl") == 2 + 3 * 16
     assert told("rl", "rl", "rl.verl.trainer.max_actor_ckpt_to_keep=5") == 2 + 6 * 16
     assert told("ablation/rl_ppo", "rl") == 2 + 3 * 28

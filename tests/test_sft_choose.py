@@ -79,6 +79,8 @@ def test_steps_and_pace_are_the_trainers_own(tmp_path: Path, clocks: tuple[str, 
         ("last", 2.0, "epoch", "epoch"),
         ("last", 1.0, "steps", "steps"),
         ("best", 1.0, "epoch", "epoch"),
+        ("last", 2.0, "no", "no"),
+        ("best", 2.0, "no", "epoch"),
     ],
 )
 def test_the_only_epoch_is_not_written_twice(
@@ -88,6 +90,7 @@ def test_the_only_epoch_is_not_written_twice(
     config = {**job.settings["config"], "num_train_epochs": epochs, "save_strategy": strategy}
     given = replace(job.stage, settings={**job.settings, "choose": choose, "config": config})
     assert sft.native(replace(job, stage=given))["save_strategy"] == saved
+    assert sft.writes_once(given.settings) == (saved == "no")
 
 
 def test_without_a_validation_loss_nothing_is_chosen(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from synergy.driver import checkpoint
 from synergy.driver.plan import MODELS, Step
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Job, Progress, rl_critic, sft_spread
+from synergy.stages import Job, Progress, rl_critic, sft, sft_spread
 
 WHOLE, MOMENTS = 4, 8
 """Bytes per parameter: of float32 weights, and of Adam's two moments in float32."""
@@ -59,8 +59,10 @@ def parameters(folder: Path) -> int:
 
 
 def native(stage: str, settings: Mapping[str, Any], count: int) -> int:
-    """Bytes of one native checkpoint of a training stage; count: parameters of the model."""
+    """Bytes of one native checkpoint of a training stage, 0 if it writes none; count: parameters of the model."""
     if stage == "sft":
+        if sft.writes_once(settings):
+            return 0
         config = settings.get("config", {})
         moments = 0 if config.get("save_only_model") else MOMENTS + WHOLE * sft_spread.sharded(config)
         return count * (WHOLE + moments)
@@ -78,7 +80,7 @@ def of_step(step: Step, model: int) -> int:
     settings, kind = step.stage.settings, step.stage.kind
     if kind in ("sft", "rl"):
         count = parameters(step.inputs["base"]) if "base" in step.inputs else 0
-        final = count * WHOLE if kind == "sft" else 0  # LLaMA-Factory writes the model once more at the end
+        final = count * WHOLE if kind == "sft" else 0  # LLaMA-Factory writes the whole model at the end
         return model + final + (_kept(kind, settings) + 1) * native(kind, settings, count)
     if kind == "merge":
         return 2 * model
@@ -179,11 +181,12 @@ def ahead(job: Job, now: Progress | None, whole: int | None) -> int:
     if kind not in NATIVE or base is None:
         return RESERVE
     count, published = parameters(base), weights(base)
+    each = native(kind, job.settings, count)
     there = {int(re.split("[-_]", p.name)[-1]): size(p) for p in job.work.glob(NATIVE[kind])}
     last = WHOLE * count if kind == "sft" else 0
-    if now is not None and whole == now.total:  # LLaMA-Factory writes the model once more at the end
+    if not each or (now is not None and whole == now.total):  # the final model is left, LLaMA-Factory's own
         return RESERVE + published + max(0, last - sum(p.stat().st_size for p in job.work.glob("out/*.safetensors")))
-    one = there.get(whole, 0) if whole is not None else native(kind, job.settings, count)
+    one = there.get(whole, 0) if whole is not None else each
     writing = max((n for step, n in there.items() if whole is None or step > whole), default=0)
     return RESERVE + published + max(0, one - writing)
 

@@ -138,8 +138,8 @@ def native(job: Job) -> dict[str, Any]:
         config["warmup_ratio"] = 0.0  # rounded up to a whole step, which trains nothing: its learning rate is 0
     if settings["choose"] == "best":
         config |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": None}
-    elif config.get("save_strategy") == "epoch" and config.get("num_train_epochs", 3.0) <= 1:
-        config["save_strategy"] = "no"  # its one checkpoint would be the final model, which is written right after it
+    elif writes_once(settings):
+        config["save_strategy"] = "no"
     if config.get("eval_strategy", "no") != "no":
         if (data / "sft" / "validation.json").exists():
             config["eval_dataset"] = "validation"
@@ -150,6 +150,14 @@ def native(job: Job) -> dict[str, Any]:
         else:
             config["eval_strategy"] = "no"
     return config
+
+
+def writes_once(settings: Mapping[str, Any]) -> bool:
+    """Whether the final model is all that is written, and no native checkpoint: that of an only epoch would be the same model,
+    written right before it."""
+    config = settings.get("config", {})
+    only = config.get("save_strategy") == "epoch" and config.get("num_train_epochs", 3.0) <= 1
+    return settings.get("choose") != "best" and (only or config.get("save_strategy") == "no")
 
 
 def rows(job: Job) -> int:
