@@ -254,7 +254,8 @@ class Run:
     takeover: bool = False
     """Take the run directory over from a driver elsewhere that gives no sign of life any more (synergy/driver/lock.py)."""
     warm: bool = False
-    """Import the frameworks' libraries once for all stages (synergy/driver/warm.py). Not for machines with accelerators."""
+    """Import the frameworks' libraries once for all stages (synergy/driver/warm.py); with rl.module=verl_fork those of verl's
+    workers too, on one host."""
     verify: bool = True
     """Before a stage starts, show by a forward pass that its framework reads its model as it is (synergy/driver/forward.py)."""
     keep: str = "all"

@@ -4,7 +4,7 @@
 
 Seconds of the vision tower, of log-probabilities (forward, no gradient) and of forward and backward, as verl computes them
 (fused kernels, gradient checkpointing, frozen tower), with the tower's windows one by one, as transformers has them without
-flash-attn, and in one call (launch/plugins/vision_attention.py); how far apart the two are; and the share of the time in which
+flash-attn, and in one call (launch/plugins/vision_tower.py); how far apart the two are; and the share of the time in which
 kernels ran. Weights are bfloat16, as FSDP has them while it computes.
 """
 
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     if not argv:
         raise SystemExit(__doc__)
     import torch
-    import vision_attention
+    import vision_tower
     from transformers import Qwen2_5_VLForConditionalGeneration
     from verl.models.transformers.monkey_patch import apply_monkey_patch
     from verl_freeze_vision import freeze_vision
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
     windows = [block.attn.config for block in tower.blocks]
 
     def one_call() -> None:
-        vision_attention.use(tower)
+        vision_tower.use_attention(tower)
 
     def one_by_one() -> None:
         for block, config in zip(tower.blocks, windows, strict=True):

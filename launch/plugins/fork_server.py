@@ -48,6 +48,13 @@ def _die_with_parent(expected: int) -> None:
         os._exit(1)
 
 
+def _threads() -> int:
+    """Of this process, beside the main one, but for one that NVIDIA's libraries leave waiting for events where vLLM looks which
+    GPUs there are: forks without it use the GPU as ever (seen on H200, driver 580)."""
+    names = [Path(f"/proc/self/task/{task}/comm").read_text() for task in os.listdir("/proc/self/task")]
+    return sum(not name.startswith("cuda") for name in names) - 1
+
+
 def _cuda_started() -> bool:
     """Whether this process has initialised CUDA's driver, which does not survive a fork."""
     try:
@@ -74,8 +81,8 @@ def start(folder: Path | None = None) -> Path:
     folder: an empty one for the stand-in and its socket, with a short path; by default a temporary one. The server ends with
     this process, and every fork ends with the server. Raises RuntimeError if there are more threads, or CUDA was started.
     """
-    if (threads := len(os.listdir("/proc/self/task"))) != 1:
-        raise RuntimeError(f"cannot fork safely: a library started {threads - 1} threads while it was imported")
+    if threads := _threads():
+        raise RuntimeError(f"cannot fork safely: a library started {threads} threads while it was imported")
     if _cuda_started():
         raise RuntimeError("cannot fork safely: a library started CUDA while it was imported")
     if folder is None:

@@ -1,10 +1,11 @@
-"""``llamafactory-cli train`` with two additions that a recipe in rounds needs. Usage: this file, ``train``, the YAML.
+"""``llamafactory-cli train`` with three additions: for recipes in rounds, and for GPUs. Usage: this file, ``train``, the YAML.
 
 1. Templates whose responses have no end of turn. Why: the progressive recipe trains on the beginning of a trace.
    LLaMA-Factory closes every response with the template's end of turn (``<|im_end|>``) and trains on it, which would
    teach the model to stop in mid-thought; no option leaves it out. How: each template is registered once more as
    ``<name>_open_ended``, with the bare content as the assistant's slot.
 2. A part of a learning-rate schedule, where the environment names one (see ``schedule_part``).
+3. A frozen vision tower without work in vain, and its windows in one call (see ``vision_tower``).
 
 On several GPUs LLaMA-Factory's launcher starts its own file anew under torchrun, and the additions would be lost; here
 that file is this one. As with the launcher's, the word ``train`` tells the start by hand from that by torchrun.
@@ -19,6 +20,7 @@ import sys
 from typing import Any
 
 import schedule_part
+import vision_tower  # noqa: F401 - changes transformers, as soon as that imports the model
 
 SUFFIX = "_open_ended"
 

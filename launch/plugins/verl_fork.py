@@ -1,6 +1,6 @@
 """`python verl_fork.py OVERRIDES` is `python -m verl.trainer.main_ppo OVERRIDES`, with one import for all processes.
 
-For jobs on one machine without accelerator (see fork_server). The processes of Ray's workers come from the fork
+For jobs on one host (see fork_server). The processes of Ray's workers come from the fork
 server by Ray's own runtime_env.py_executable, those of vLLM by multiprocessing. Started by a warm server's stand-in for
 python (see warm_start), that one serves them too; and with $SYNERGY_RAY_ADDRESS the job attaches to the cluster there
 (see warm_ray), by verl's own ray_kwargs, instead of starting one.

@@ -46,7 +46,7 @@ PRELOAD = (
     "torch.distributed.checkpoint.state_dict",
 )
 ON_CPU = ("vllm.v1.worker.cpu_worker",)
-ON_GPU = ("vllm.v1.worker.gpu_worker", "vllm.v1.worker.gpu_model_runner", "vllm.v1.attention.backends.flash_attn")
+"""On a GPU host its counterpart would start threads (humming, nvrtc), and adds half a second only."""
 # Libraries that would start threads when they are imported: pyarrow's allocator, numpy's linear algebra.
 SINGLE_THREADED = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -73,7 +73,7 @@ def preload() -> None:
 
         stock = torch.cuda._lazy_init
         torch.cuda._lazy_init = _refuse
-        for name in (*PRELOAD, *(ON_GPU if torch.cuda.is_available() else ON_CPU)):
+        for name in (*PRELOAD, *(() if torch.cuda.is_available() else ON_CPU)):
             with contextlib.suppress(ImportError, NeedsDevice):  # without it the start is only slower
                 importlib.import_module(name)
         torch.cuda._lazy_init = stock

@@ -183,7 +183,7 @@ def command(job: Job) -> Command | None:
     file.write_text(yaml.safe_dump(native(job), sort_keys=False, allow_unicode=True))
     python = Path(job.pythons["llamafactory"])
     program = [str(python.parent / "llamafactory-cli"), "train"]
-    if job.settings["open_ended"] or schedule.env(job.settings):
+    if job.settings["open_ended"] or schedule.env(job.settings) or sft_spread.on_gpus(job.settings):
         program = [str(python), str(paths.ROOT / "launch" / "plugins" / "synergy_llamafactory.py"), "train"]
     env = {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **paths.env_path(python), **job.settings["env"]}
     env |= schedule.env(job.settings) | sft_spread.env(job.settings)

@@ -60,6 +60,12 @@ def _per_node(settings: Mapping[str, Any]) -> int:
     return int(settings["gpus"] or max(1, len(machine.gpus())))
 
 
+def on_gpus(settings: Mapping[str, Any]) -> bool:
+    """Whether it trains on any."""
+    placed = settings.get(needs.SETTING)
+    return bool(placed["gpus"] if placed else machine.gpus())
+
+
 def sharded(config: Mapping[str, Any]) -> bool:
     return bool(config.get("fsdp") or config.get("deepspeed"))
 

@@ -1,17 +1,21 @@
-"""All windows of an image in one call of PyTorch's own flash attention, for Qwen2.5-VL's vision tower on a GPU.
+"""Qwen2.5-VL's vision tower without work in vain, from the import of this module on: VERL_USE_EXTERNAL_MODULES=…,vision_tower.
 
-Why: without the package flash-attn transformers hands each window to SDPA by itself, in Python: 16 to a picture of 448 x 448
-in 28 of 32 layers, 17,000 calls for a micro-batch of 38 rows (benchmarks/results/h200.md), while the GPU waits. How:
-transformers' own extension point, an attention function of another name; that its name says flash has the tower pass all
-windows at once, with their bounds. torch.nn.attention.varlen has the kernel, its backward pass too.
+* A frozen tower computes no gradients. Why: gradient checkpointing has transformers hook every module's input embeddings so
+  that their output requires a gradient, the tower's patches too; its whole backward pass, and its forward pass a second time,
+  are computed for nothing. How: a tower without a trained parameter runs under no_grad.
+* On a GPU without flash-attn, all windows of an image in one call. Why: transformers hands each to SDPA by itself, in Python,
+  16 to a picture of 448 x 448 in 28 of 32 layers, while the GPU waits (benchmarks/results/h200.md). How: transformers' own
+  extension point, an attention function whose name says flash, and so is given all windows with their bounds;
+  torch.nn.attention.varlen has the kernel. Not needed where attn_implementation is flash_attention_2.
 
-Holds for: transformers 5.5 (models/qwen2_5_vl/modeling_qwen2_5_vl.py: Qwen2_5_VLVisionAttention.forward), torch 2.10 and newer.
-Not needed where `attn_implementation: flash_attention_2` is set.
+Holds for: transformers 5.5 (modeling_utils.py: gradient_checkpointing_enable; models/qwen2_5_vl/
+modeling_qwen2_5_vl.py: Qwen2_5_VLVisionAttention.forward), torch 2.10 and newer.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any, cast
 
 import torch
@@ -52,7 +56,7 @@ def _one_by_one(parts: list[torch.Tensor], bounds: torch.Tensor, scaling: float)
     return torch.cat(made, dim=2).transpose(1, 2)
 
 
-def use(tower: torch.nn.Module) -> None:
+def use_attention(tower: torch.nn.Module) -> None:
     """Has a tower's blocks take `attention`. They get a config of their own: whoever builds a second model from the tower's, as
     verl does its reference, is not to find a name in it that transformers would look up on its hub."""
     from transformers import AttentionInterface
@@ -65,21 +69,23 @@ def use(tower: torch.nn.Module) -> None:
 
 
 def change(modeling: Any) -> None:
-    """Has towers that would take SDPA on a GPU take `attention`."""
+    """Changes the tower's class: how it is made, and how it is called."""
     tower = modeling.Qwen2_5_VisionTransformerPretrainedModel
-    stock = tower.__init__
+    make, call = tower.__init__, tower.forward
 
+    @functools.wraps(make)
     def init(self: Any, config: Any, *given: Any, **named: Any) -> None:
-        stock(self, config, *given, **named)
+        make(self, config, *given, **named)
         if self.config._attn_implementation == "sdpa" and torch.cuda.is_available():
-            use(self)
+            use_attention(self)
 
-    tower.__init__ = init
+    @functools.wraps(call)
+    def forward(self: Any, *given: Any, **named: Any) -> Any:
+        trained = any(parameter.requires_grad for parameter in self.parameters())
+        with torch.set_grad_enabled(trained and torch.is_grad_enabled()):
+            return call(self, *given, **named)
+
+    tower.__init__, tower.forward = init, forward
 
 
-def install() -> None:
-    """At once, or as soon as the model's module is imported."""
-    after_import(MODULE, change)
-
-
-install()
+after_import(MODULE, change)

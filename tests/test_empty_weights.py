@@ -1,0 +1,59 @@
+"""Ranks but the first of a model without tied embeddings start from empty weights, as verl asks for them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from synergy import environments, lab, paths
+
+pytestmark = pytest.mark.slow
+LOAD = """
+import sys, torch
+if sys.argv[2] == "with": import verl_empty_weights
+from accelerate import init_empty_weights
+from transformers import Qwen2_5_VLForConditionalGeneration
+with init_empty_weights():
+    model = Qwen2_5_VLForConditionalGeneration.from_pretrained(sys.argv[1], dtype="float32")
+print({value.device.type for value in model.parameters()}, len(list(model.parameters())))
+"""
+
+
+@pytest.fixture(scope="module")
+def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The lab's base with an output layer of its own, as Qwen2.5-VL 7B has."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = tmp_path_factory.mktemp("untied")
+    for file in Path(lab.BASE).iterdir():
+        if file.suffix in (".json", ".txt"):
+            (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+    tensors = load_file(Path(lab.BASE) / "model.safetensors")
+    save_file(
+        tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] + 1},
+        folder / "model.safetensors",
+        {"format": "pt"},
+    )
+    return folder
+
+
+def load(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
+    env = {"PYTHONPATH": str(paths.ROOT / "launch" / "plugins"), "HF_HUB_OFFLINE": "1"}
+    argv = [str(environments.locate("verl")), "-c", LOAD, str(folder), how]
+    return subprocess.run(argv, env=env, capture_output=True, text=True)
+
+
+def test_loaded_with_the_plug_in_they_are_all_empty(untied: Path) -> None:
+    done = load(untied, "with")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("{'meta'}") and int(done.stdout.split()[-1]) > 20
+
+
+def test_the_reason_is_still_there(untied: Path) -> None:
+    done = load(untied, "without")
+    assert "_is_hf_initialized" in done.stderr, "accelerate takes transformers' mark: the plug-in can go"
