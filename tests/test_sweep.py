@@ -149,6 +149,15 @@ def test_shared_stages_are_counted_once(jobs: Jobs, tmp_path: Path) -> None:
     )
 
 
+def test_a_stage_that_one_job_reuses_and_another_makes_again_counts_as_made(jobs: Jobs) -> None:
+    first, second, *_ = (todo for _, todo in jobs.found)
+    shared = first.steps[1]
+    again = [replace(step, action="run") if step.folder == shared.folder else step for step in second.steps]
+    for plans in ([first, replace(second, steps=again)], [replace(second, steps=again), first]):
+        actions = {one.step.folder: one.step.action for one in sharing.distinct(plans)}
+        assert (shared.action, actions[shared.folder]) == ("reuse", "run")
+
+
 def test_a_time_is_only_told_as_far_as_the_ledger_knows_it(jobs: Jobs) -> None:
     plans = [replace(todo, steps=[replace(step, entry=None) for step in todo.steps]) for _, todo in jobs.found]
     assert sharing.saving(sharing.distinct(plans)).timed == 0

@@ -37,12 +37,14 @@ class Saving:
 
 
 def distinct(plans: Sequence[Plan]) -> list[Shared]:
-    """The stages of all plans in the order they would run, each once."""
+    """The stages of all plans in the order they would run, each once: as what one of them makes, should another reuse it (a
+    checkpoint that run.keep=final lets go in between)."""
     steps: dict[Path, Step] = {}
     users: dict[Path, list[int]] = {}
     for number, todo in enumerate(plans):
         for step in todo.steps:
-            steps.setdefault(step.folder, step)
+            if steps.setdefault(step.folder, step).action == "reuse":
+                steps[step.folder] = step
             users.setdefault(step.folder, []).append(number)
     times = _times(plans)
     return [
