@@ -1,16 +1,22 @@
-"""Ranks but the first of a model without tied embeddings start from empty weights, as verl asks for them."""
+"""Ranks but the first of a model without tied embeddings start from empty weights, as verl asks for them, and all train it."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+from test_strategies import plan
+from test_within_step import _plugins_importable, models
+from test_within_update import SGD, STEP, close, fields, job, mixed, moved, updates
 
 from synergy import environments, lab, paths
+from synergy.stages import rl
 
-pytestmark = pytest.mark.slow
+__all__ = ["_plugins_importable", "models"]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LOAD = """
 import sys, torch
 if sys.argv[2] == "with": import verl_empty_weights
@@ -57,3 +63,16 @@ def test_loaded_with_the_plug_in_they_are_all_empty(untied: Path) -> None:
 def test_the_reason_is_still_there(untied: Path) -> None:
     done = load(untied, "without")
     assert "_is_hf_initialized" in done.stderr, "accelerate takes transformers' mark: the plug-in can go"
+
+
+def test_two_ranks_of_verls_actor_train_it_as_one_does(models: tuple[Any, Any], untied: Path, tmp_path: Path) -> None:
+    """With all plug-ins of the paper's scales; one rank, which starts from whole weights, without them."""
+    words = [*job("progressive", "progressive", STEP), *SGD, rl.override("actor_rollout_ref.model.path", str(untied))]
+    case = {"it": {"overrides": words, "rows": fields(models[1], mixed(), "within_step"), "mini": 8}}
+    paper = plan("rl", "scale=qwen2_5_vl_7b", "data.source=/data")["rl"].settings["env"]["VERL_USE_EXTERNAL_MODULES"]
+    one = updates(tmp_path / "one", case)["it"]
+    two = updates(tmp_path / "two", case, 2, VERL_USE_EXTERNAL_MODULES=paper)["it"]
+    assert set(two["before"]) == set(one["before"]) >= {"lm_head.weight"}
+    assert all((two["before"][name] == value).all() for name, value in one["before"].items())
+    close(moved(two), moved(one), tolerance=1e-4)
+    assert moved(two)["lm_head.weight"].any()
