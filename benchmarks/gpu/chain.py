@@ -29,7 +29,8 @@ SMALL = (
     "evaluate.benchmarks=[{{name: Digits, records: bench_open.jsonl, kind: open}}]", "evaluate.runs=1",
     "lengths.rl=512", "lengths.rl_after_sft=512", "evaluate.sampling.max_tokens=512",
     "+rl.verl.actor_rollout_ref.rollout.enforce_eager=true",
-    "evaluate.server=[--dtype, bfloat16, --max-model-len, '8192', --gpu-memory-utilization, '0.9', --enforce-eager]",
+    "evaluate.server=['--dtype=bfloat16','--max-model-len=8192','--gpu-memory-utilization=0.9','--enforce-eager',"
+    "'--limit-mm-per-prompt={{\"video\": 0}}']",
     "sft.batch=8", "+sft.config.save_only_model=true",
     "sft.config.logging_steps=1",
     "rl.verl.data.train_batch_size=32",

@@ -53,6 +53,7 @@ RUNTIME_KEYS = (
     "transfer_queue.*",
     "*micro_batch_size_per_gpu",
     "*gpu_memory_utilization",
+    "*limit_mm_per_prompt.*",
     "*checkpoint.save_contents",
     "*num_workers",
     "*update_weights_bucket_megabytes",
