@@ -59,6 +59,9 @@ def rl(log: Path, attempt: Path) -> dict[str, float]:
     }
 
 
+READ: dict[str, Any] = {"sft": sft, "rl": rl}
+
+
 def begun(root: Path, kind: str) -> tuple[Path, Path]:
     """The newest stage of this kind, and its newest attempt; waited for: its command is written before its process starts."""
     while True:
@@ -88,8 +91,6 @@ def main(argv: list[str]) -> None:
     told = {"stage": entry.name, "synergy": ours | {"seconds": entry.seconds}, "by_hand": theirs | {"seconds": whole}}
     print(json.dumps(told | {"ratio": ratios | {"seconds": round(entry.seconds / whole, 4)}}))
 
-
-READ: dict[str, Any] = {"sft": sft, "rl": rl}
 
 if __name__ == "__main__":
     main(sys.argv[1:])
