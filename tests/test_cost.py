@@ -153,3 +153,13 @@ def test_a_sweep_counts_what_its_jobs_share_once(
     assert len(left) == 4 and len(asked) == len({*asked}), "SFT, RL, and their evaluations"
     assert f"about ~{sum(left):.2f} GPU-hours to come; 0.10 GPU-hours taken, 0.15 estimated (+50%)" in told
     assert "GPU hours" in told and all(f"~{one:.2f}" in told for one in left) and "0.10," in told
+
+
+@pytest.mark.usefixtures("on_gpu")
+def test_what_one_job_reuses_and_another_makes_again_is_still_to_come(tmp_path: Path) -> None:
+    """As under run.keep=final, where the first no longer needs the weights of what it finished."""
+    first, second = (planned(tmp_path, f"recipe={name}", "sft.gpus=1") for name in ("sft", "two_stage"))
+    shared = next(step for step in second.steps if step.stage.name == "sft")
+    done = replace(first, steps=finished(first, "sft", {cost.TAKEN: 0.1, cost.ESTIMATED: 0.15}))
+    assert shared.folder not in cost.estimates([done])
+    assert shared.folder in cost.estimates([done, second])

@@ -82,9 +82,11 @@ def estimate(step: Step, steps: Sequence[Step]) -> Estimate | None:
 
 
 def estimates(plans: Sequence[Plan]) -> dict[Path, Estimate]:
-    """By folder, of the stages that are not finished; one that several plans share once, as the first of them knows it."""
-    mine = {step.folder: (step, todo.steps) for todo in reversed(plans) for step in todo.steps}
-    left = {folder: estimate(step, steps) for folder, (step, steps) in mine.items() if step.action != "reuse"}
+    """By folder, of the stages that are not finished; one that several plans make once, as the first of them knows it."""
+    mine = {
+        step.folder: (step, todo.steps) for todo in reversed(plans) for step in todo.steps if step.action != "reuse"
+    }
+    left = {folder: estimate(*one) for folder, one in mine.items()}
     return {folder: found for folder, found in left.items() if found is not None}
 
 
