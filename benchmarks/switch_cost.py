@@ -1,25 +1,27 @@
 """What a switch between frameworks costs, by part: from the last optimizer step of one to the first step of the next.
 
-.envs/train/bin/python benchmarks/switch_cost.py [repeats=1]
+.envs/train/bin/python benchmarks/switch_cost.py [repeats=1] | follow=RUN_DIR
 
 Two small rounds of recipe=interleaved, in empty run directories, turn by turn: naive (every process starts cold, verl by its
 own `python -m verl.trainer.main_ppo`) and warm (`run.warm`, the tiny scale's default). Seconds of wall time, read off the files
-that the frameworks write and the lines that they log. Run it on a quiet machine.
+that the frameworks write and the lines that they log (moments.py). Run it on a quiet machine. follow: the switches of a run of
+any scale with recipe.rounds=2 and run.keep_work=true that goes on there (benchmarks/gpu/chain.py).
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from statistics import mean
+
+from moments import Marks, Watch
+
+from synergy.driver import ledger
 
 SMALL = (
     "recipe=interleaved", "recipe.rounds=2", "recipe.sft_on=all", "recipe.sample_first=false",
@@ -28,60 +30,20 @@ SMALL = (
     "rl.verl.actor_rollout_ref.rollout.n=4",
 )  # fmt: skip
 WAYS = {"naive": ("run.warm=false", "rl.module=verl.trainer.main_ppo"), "warm": ("run.warm=true",)}
-READY = {"sft": "***** Running training *****", "rl": "ready to fit"}
-IMPORTED = {"sft": "Process rank:", "rl": "ray init kwargs"}
-"""Lines by which a framework tells that its model is ready, and that its libraries are imported."""
 CHAIN = ("sft-1", "rl-1", "sft-2", "rl-2")
-POLL_SECONDS = 0.02
-Marks = dict[str, float]
 
 
-class Watch(threading.Thread):
-    """Notes when lines appear in the files of a run directory, as long as it is not told to stop."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(daemon=True)
-        self.root, self.seen, self.over = root, dict[Path, list[tuple[float, str]]](), threading.Event()
-
-    def run(self) -> None:
-        offsets: dict[Path, int] = {}
-        while not self.over.wait(POLL_SECONDS):
-            for pattern in ("attempt-1/log.txt", "attempt-1/verl_metrics.jsonl", "work/out/trainer_log.jsonl"):
-                for file in self.root.glob(f"stages/*/{pattern}"):
-                    with file.open("rb") as stream:
-                        stream.seek(offsets.get(file, 0))
-                        new = stream.read()
-                    offsets[file] = offsets.get(file, 0) + len(new)
-                    lines = new.decode(errors="replace").splitlines()
-                    self.seen.setdefault(file, []).extend((time.time(), line) for line in lines)
-
-    def first(self, file: Path, text: str) -> float:
-        return next(moment for moment, line in self.seen[file] if text in line)
-
-
-def marks(watch: Watch, root: Path) -> dict[str, Marks]:
-    """Stage -> moments: spawn, imported, first (its first step begins), last (its last step is done), ended, published."""
+def marks(watch: Watch) -> dict[str, Marks]:
+    """Stage of the chain -> moments: those of its process, ended, published; of all that are finished."""
     found = {}
-    for entry in map(json.loads, (root / "ledger.jsonl").read_text().splitlines()):
-        if entry["name"] not in CHAIN:
-            continue
-        kind, folder = entry["kind"], (root / entry["output"]).parent
-        log = folder / "attempt-1/log.txt"
-        steps = watch.seen[folder / ("work/out/trainer_log.jsonl" if kind == "sft" else "attempt-1/verl_metrics.jsonl")]
-        first = watch.first(log, READY["sft"]) if kind == "sft" else steps[0][0] - _seconds(steps[0][1])
-        found[entry["name"]] = {
-            "spawn": (folder / "attempt-1/command.sh").stat().st_mtime,
-            "imported": watch.first(log, IMPORTED[kind]),
-            "first": first,
-            "last": max(moment for moment, line in steps if "loss" in line),
-            "ended": (folder / "attempt-1/outcome.json").stat().st_mtime,
-            "published": entry["started"] + entry["seconds"],
-        }
+    for entry in ledger.read(watch.root / "ledger.jsonl").values():
+        if entry.name in CHAIN:
+            folder = (watch.root / entry.output).parent
+            found[entry.name] = watch.marks(entry.kind, folder) | {
+                "ended": (folder / "attempt-1/outcome.json").stat().st_mtime,
+                "published": entry.started + entry.seconds,
+            }
     return found
-
-
-def _seconds(metrics: str) -> float:
-    return float(json.loads(metrics)["data"]["timing_s/step"])
 
 
 def parts(before: Marks, after: Marks) -> dict[str, float]:
@@ -96,34 +58,54 @@ def parts(before: Marks, after: Marks) -> dict[str, float]:
     }
 
 
-def switches(way: str) -> Iterator[tuple[str, dict[str, float]]]:
-    """(kind of switch, its parts) of one run."""
+def switches(watch: Watch) -> list[tuple[str, dict[str, float]]]:
+    """(kind of switch, its parts), of those that are over."""
+    found = marks(watch)
+    return [
+        (f"{one[:-2]} to {other[:-2]}".upper().replace("TO", "to"), parts(found[one], found[other]))
+        for one, other in pairwise(CHAIN)
+        if {one, other} <= set(found)
+    ]
+
+
+def small(way: str) -> list[tuple[str, dict[str, float]]]:
+    """The switches of one small run."""
     root = Path(tempfile.mkdtemp(prefix="synergy-switch-"))
-    watch = Watch(root)
-    watch.start()
+    words = (f"run.dir={root}", "run.keep_work=true", *SMALL, *WAYS[way])
     try:
-        subprocess.run(
-            [sys.executable, "-m", "synergy.run", f"run.dir={root}", "run.keep_work=true", *SMALL, *WAYS[way]],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        watch.over.set()
-        watch.join()
-        found = marks(watch, root)
-        for one, other in pairwise(CHAIN):
-            yield f"{one[:-2]} to {other[:-2]}".upper().replace("TO", "to"), parts(found[one], found[other])
+        with Watch(root) as watch:
+            subprocess.run([sys.executable, "-m", "synergy.run", *words], check=True, stdout=subprocess.DEVNULL)
+        return switches(watch)
     finally:
         shutil.rmtree(root, ignore_errors=True)
 
 
+def follow(root: Path) -> None:
+    """Tell the switches of a run of recipe.rounds=2 that goes on in this run directory, one after the other."""
+    told = 0
+    with Watch(root) as watch:
+        while told < len(CHAIN) - 1:
+            time.sleep(1)
+            for switch, took in switches(watch)[told:]:
+                say("", switch, took)
+                told += 1
+
+
+def say(way: str, switch: str, took: Marks) -> None:
+    print(f"{way}{switch}: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in took.items()), flush=True)
+
+
 def main(argv: list[str]) -> None:
-    repeats = int(dict(word.split("=", 1) for word in argv).get("repeats", 1))
+    words = dict(word.split("=", 1) for word in argv)
+    if "follow" in words:
+        return follow(Path(words["follow"]).absolute())
+    repeats = int(words.get("repeats", 1))
     told: dict[tuple[str, str], list[dict[str, float]]] = {}
     for turn in range(repeats):
         for way in list(WAYS)[:: 1 if turn % 2 == 0 else -1]:
-            for switch, took in switches(way):
+            for switch, took in small(way):
                 told.setdefault((switch, way), []).append(took)
-                print(f"{way}, {switch}: " + ", ".join(f"{name} {took[name]:.1f}" for name in took), flush=True)
+                say(f"{way}, ", switch, took)
     kinds = sorted({switch for switch, _ in told}, reverse=True)
     print("| seconds | " + " | ".join(f"{switch}, {way}" for switch in kinds for way in WAYS) + " |")
     print("|---|" + "---|" * len(kinds) * len(WAYS))

@@ -5,7 +5,8 @@
 If the stage has just begun, the two run at the same time, for which a host with several GPUs has room: start this with those
 that the stage doesn't use (CUDA_VISIBLE_DEVICES). verl is started by its own module, cold, however the stage was. Prints one
 JSON object: the native throughput of both (LLaMA-Factory: train_samples_per_second; verl: tokens per second over all steps, and
-the same without the first), their ratio, and the seconds of the whole process beside those of the stage.
+the same without the first), their ratio, and the seconds of the whole process beside those of the stage. Where it followed the
+stage from its beginning, also the seconds of both before their first step, by part.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from moments import Watch, start
 
 from synergy.driver import ledger
 from synergy.driver.warm import VERL
@@ -84,11 +89,18 @@ def main(argv: list[str]) -> None:
         raise SystemExit(__doc__)
     root, kind, out = Path(argv[0]).absolute(), argv[1], Path(argv[2]).absolute()
     folder, attempt = begun(root, kind)
-    whole = rerun(folder, attempt, out)
-    entry = ended(root, folder)
+    with Watch(folder) as stage, Watch(out) as hand:
+        whole = rerun(folder, attempt, out)
+        entry = ended(root, folder)
+    starts = {
+        "synergy": stage.marks(kind, folder, f"{attempt.name}/log.txt"),
+        "by_hand": hand.marks(kind, out, "log.txt"),
+    }
     ours, theirs = READ[kind](attempt / "log.txt", attempt), READ[kind](out / "log.txt", out / attempt.name)
     ratios = {key: round(ours[key] / theirs[key], 4) for key in theirs if "throughput" in key}
     told = {"stage": entry.name, "synergy": ours | {"seconds": entry.seconds}, "by_hand": theirs | {"seconds": whole}}
+    if all({"imported", "first"} <= set(marks) for marks in starts.values()):
+        told["start"] = {who: start(marks) for who, marks in starts.items()}
     print(json.dumps(told | {"ratio": ratios | {"seconds": round(entry.seconds / whole, 4)}}))
 
 
