@@ -1,4 +1,4 @@
-"""Ranks but the first of a model without tied embeddings start from empty weights, as verl asks for them, and all train it."""
+"""A model without tied embeddings over two ranks: all but the first start from empty weights, and the output layer is whole."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["_plugins_importable", "models"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 LOAD = """
 import sys, torch
-if sys.argv[2] == "with": import verl_empty_weights
+if sys.argv[2] == "with": import verl_untied
 from accelerate import init_empty_weights
 from transformers import Qwen2_5_VLForConditionalGeneration
 with init_empty_weights():
@@ -65,14 +65,31 @@ def test_the_reason_is_still_there(untied: Path) -> None:
     assert "_is_hf_initialized" in done.stderr, "accelerate takes transformers' mark: the plug-in can go"
 
 
+FUSED = [
+    rl.override(f"actor_rollout_ref.model.{key}", value)
+    for key, value in (("use_fused_kernels", True), ("fused_kernel_options.impl_backend", "torch"))
+]
+
+
+def case(models: tuple[Any, Any], untied: Path, *words: str) -> dict[str, Any]:
+    told = [*job("progressive", "progressive", STEP), *SGD, rl.override("actor_rollout_ref.model.path", str(untied))]
+    return {"it": {"overrides": [*told, *words], "rows": fields(models[1], mixed(), "within_step"), "mini": 8}}
+
+
 def test_two_ranks_of_verls_actor_train_it_as_one_does(models: tuple[Any, Any], untied: Path, tmp_path: Path) -> None:
-    """With all plug-ins of the paper's scales; one rank, which starts from whole weights, without them."""
-    words = [*job("progressive", "progressive", STEP), *SGD, rl.override("actor_rollout_ref.model.path", str(untied))]
-    case = {"it": {"overrides": words, "rows": fields(models[1], mixed(), "within_step"), "mini": 8}}
-    paper = plan("rl", "scale=qwen2_5_vl_7b", "data.source=/data")["rl"].settings["env"]["VERL_USE_EXTERNAL_MODULES"]
-    one = updates(tmp_path / "one", case)["it"]
-    two = updates(tmp_path / "two", case, 2, VERL_USE_EXTERNAL_MODULES=paper)["it"]
+    """With the plug-ins and the fused kernels of the paper's scales; one rank, which starts from whole weights, without."""
+    paper = plan("rl", "scale=qwen2_5_vl_7b", "data.source=/data")["rl"].settings
+    assert paper["verl"]["actor_rollout_ref"]["model"]["use_fused_kernels"], "else the next lines test what nobody runs"
+    one = updates(tmp_path / "one", case(models, untied), VERL_USE_EXTERNAL_MODULES="synergy_verl")["it"]
+    plug_ins = paper["env"]["VERL_USE_EXTERNAL_MODULES"]
+    two = updates(tmp_path / "two", case(models, untied, *FUSED), 2, VERL_USE_EXTERNAL_MODULES=plug_ins)["it"]
     assert set(two["before"]) == set(one["before"]) >= {"lm_head.weight"}
     assert all((two["before"][name] == value).all() for name, value in one["before"].items())
     close(moved(two), moved(one), tolerance=1e-4)
     assert moved(two)["lm_head.weight"].any()
+
+
+def test_verl_shards_the_output_layer_by_itself_still(models: tuple[Any, Any], untied: Path, tmp_path: Path) -> None:
+    """Without that half of the plug-in, on one rank: if this trains, the half can go."""
+    with pytest.raises(AssertionError, match=r"mixed torch\.Tensor and DTensor"):
+        updates(tmp_path, case(models, untied, *FUSED), VERL_USE_EXTERNAL_MODULES="synergy_verl")
