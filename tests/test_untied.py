@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file, save_file
+from test_end_to_end import entries, run
 from test_strategies import plan
 from test_within_step import _plugins_importable, models
 from test_within_update import SGD, STEP, close, fields, job, mixed, moved, updates
@@ -31,8 +34,6 @@ print({value.device.type for value in model.parameters()}, len(list(model.parame
 @pytest.fixture(scope="module")
 def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The lab's base with an output layer of its own, as Qwen2.5-VL 7B has."""
-    from safetensors.numpy import load_file, save_file
-
     folder = tmp_path_factory.mktemp("untied")
     for file in Path(lab.BASE).iterdir():
         if file.suffix in (".json", ".txt"):
@@ -93,3 +94,20 @@ def test_verl_shards_the_output_layer_by_itself_still(models: tuple[Any, Any], u
     """Without that half of the plug-in, on one rank: if this trains, the half can go."""
     with pytest.raises(AssertionError, match=r"mixed torch\.Tensor and DTensor"):
         updates(tmp_path, case(models, untied, *FUSED), VERL_USE_EXTERNAL_MODULES="synergy_verl")
+
+
+def test_an_rl_stage_over_two_ranks(untied: Path, tmp_path: Path) -> None:
+    """Actor, reference and a vLLM on each; the policy that vLLM gets after an update is the actor's."""
+    words = (
+        f"model.path={untied}", "recipe=rl", "budget.rl_steps=2", "data.sizes={train: 16, val: 8, bench: 4}",
+        "rl.verl.trainer.n_gpus_per_node=2", "rl.verl_add.ray_kwargs.ray_init.num_gpus=2",
+    )  # fmt: skip
+    run(tmp_path, *words, *(f"+rl.verl.{word}" for word in FUSED))
+    made = tmp_path / entries(tmp_path)["rl"].output
+    attempt = made.parent / "attempt-1"
+    assert len(set(re.findall(r"WorkerDict pid=(\d+)", (attempt / "log.txt").read_text()))) == 2
+    rows = [json.loads(line)["data"] for line in (attempt / "verl_metrics.jsonl").read_text().splitlines()]
+    alike = [row[name] for row in rows if (name := "training/rollout_actor_probs_pearson_corr") in row]
+    assert len(alike) == 2 and min(alike) > 0.999
+    before, after = (load_file(next(folder.glob("*.safetensors")))["lm_head.weight"] for folder in (untied, made))
+    assert 0 < abs(after - before).max() < 0.01
