@@ -83,11 +83,15 @@ def test_steps_and_pace_are_the_trainers_own(tmp_path: Path, clocks: tuple[str, 
         ("best", 2.0, "no", "epoch"),
     ],
 )
+@pytest.mark.parametrize("most", [-1, 200])
 def test_the_only_epoch_is_not_written_twice(
-    tmp_path: Path, choose: str, epochs: float, strategy: str, saved: str
+    tmp_path: Path, choose: str, epochs: float, strategy: str, saved: str, most: int
 ) -> None:
+    """Unless max_steps decides, which goes before the number of epochs."""
     job = finished(tmp_path)
-    config = {**job.settings["config"], "num_train_epochs": epochs, "save_strategy": strategy}
+    config = {**job.settings["config"], "num_train_epochs": epochs, "save_strategy": strategy, "max_steps": most}
+    if most > 0 and strategy == "epoch":
+        saved = "epoch"
     given = replace(job.stage, settings={**job.settings, "choose": choose, "config": config})
     assert sft.native(replace(job, stage=given))["save_strategy"] == saved
     assert sft.writes_once(given.settings) == (saved == "no")

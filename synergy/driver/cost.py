@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 SFT_START, SFT_FLOPS = 91.0, 175e12
 """Seconds, with the check of the model before and with saving and publishing after; FLOPs a second."""
 RL_START, RL_FLOPS = 268.0, 31e12
-SERVER_START, SERVER_TOKENS = 95.0, 7000 * 3.75e9
+SERVER_START, SERVER_TOKENS = 115.0, 7000 * 3.75e9
 """Seconds; tokens a second times parameters."""
 PROMPT, RESPONSE, TRACE = 512, 1024, 4096
 """Tokens where nothing is known, if the limits allow them: of a question with its image, of a response, of an SFT row."""

@@ -156,7 +156,7 @@ def writes_once(settings: Mapping[str, Any]) -> bool:
     """Whether the final model is all that is written, and no native checkpoint: that of an only epoch would be the same model,
     written right before it."""
     config = settings.get("config", {})
-    only = config.get("save_strategy") == "epoch" and config.get("num_train_epochs", 3.0) <= 1
+    only = config.get("save_strategy") == "epoch" and config.get("num_train_epochs", 3.0) <= 1 and not _most(config)
     return settings.get("choose") != "best" and (only or config.get("save_strategy") == "no")
 
 
@@ -169,7 +169,12 @@ def _steps(job: Job) -> float:
     """Optimizer steps."""
     config = job.settings["config"]
     batch = job.settings["batch"] or sft_spread.at_a_time(config) * sft_spread.accumulation(job.settings)
-    return float(config.get("max_steps", 0) or math.ceil(rows(job) / batch) * config.get("num_train_epochs", 3.0))
+    return float(_most(config) or math.ceil(rows(job) / batch) * config.get("num_train_epochs", 3.0))
+
+
+def _most(config: Mapping[str, Any]) -> int:
+    """Steps by max_steps, which goes before the number of epochs; 0: not set."""
+    return max(0, int(config.get("max_steps", -1)))
 
 
 def command(job: Job) -> Command | None:
