@@ -285,7 +285,7 @@ class Cluster:
     gpus: int | None = None
     """GPUs of each of these nodes, and of the node that samples or evaluates; null: ``rl.verl.trainer.n_gpus_per_node``."""
     cpus: float = 1.0
-    """Processors of each node that a stage claims. verl claims its own."""
+    """Processors of each node that a stage claims; RL three for each GPU at least, as verl does."""
     memory_gb: float | None = None
     """Memory of each node that a stage claims; null: not asked for."""
     gpu_memory_gb: float | None = None

@@ -17,7 +17,7 @@ import yaml
 from test_strategies import config
 
 from synergy import paths, stages, strategies
-from synergy.cluster import attach, needs
+from synergy.cluster import attach, lacks, needs
 from synergy.cluster.needs import Need, Node
 from synergy.cluster.room import Room, fits
 from synergy.driver import side_by_side
@@ -43,12 +43,31 @@ def test_stages_say_what_they_need_and_their_settings_are_otherwise_the_same() -
     ]
     there, here = (strategies.stages(config("model_merging", *more)) for more in (words, ()))
     found = {stage.name: needs.of(stage) for stage in there}
-    assert found["sft"] == found["rl"] == Need(2, 4) and found["eval-base"] == Need(1, 1)
+    assert found["sft"] == Need(2, 4) and found["eval-base"] == Need(1, 1)
+    assert found["rl"] == Need(2, 4, 12), "verl claims three CPUs beside each GPU"
     assert found["data"] is found["merge-0.5"] is None
     for one, other in zip(there, here, strict=True):
         settings = {name: value for name, value in one.settings.items() if name != needs.SETTING}
         assert settings == dict(other.settings)
         assert stages.kind(one.kind).identity(one.settings) == stages.kind(one.kind).identity(other.settings)
+
+
+def test_verl_claims_as_many_cpus_beside_each_gpu_still() -> None:
+    base = pytest.importorskip("verl.single_controller.ray.base")
+    assert base.ResourcePoolManager.max_colocate_count == needs.VERL_CPUS
+
+
+@pytest.mark.parametrize(
+    ("need", "there", "told"),
+    [
+        (Need(1, 1, 3), [node(1, cpus=2)],
+         "a stage needs 1 node with 1 GPU and 3 CPUs, and 0 of its 1 nodes have that: name 1 GPUs, 2 CPUs"),
+        (Need(1, 2, 6, 9), [], "a stage needs 1 node with 2 GPUs, 6 CPUs and 9 GB of memory, and it has no nodes yet"),
+        (Need(1, 1, 3), [node(1, cpus=3)], ""),
+    ],
+)  # fmt: skip
+def test_what_is_lacking_says_all_that_is_needed(need: Need, there: list[Node], told: str) -> None:
+    assert (lacks.sizes([need], there, late=True) or "").startswith(told)
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,19 @@
 
     python benchmarks/gpu/nodes.py WORK RANKS NODES [chain.py's words ...]       # NODES: how many GPUs, each a node
 
-The nodes share this host's memory, disk and loopback; to Ray, verl, torchrun and NCCL's rendezvous they are hosts of one GPU.
-Words for SFT or RL over all of them: `cluster.nodes=NODES`; for both at once on one each: `recipe=model_merging`.
+To Ray, verl, torchrun and NCCL's rendezvous they are hosts of one GPU; they share this host's memory, disk and loopback. The
+cluster asks for a token, as Ray's do by default. Words for SFT or RL over all of them: `cluster.nodes=NODES`; for both at once
+on one each: `recipe=model_merging`.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -31,43 +32,39 @@ RAY = (
     "--node-ip-address=127.0.0.1",
 )
 PATIENCE = 120.0
-"""Seconds for the cluster to answer."""
+"""Seconds for a node to join."""
+JOINED = "Ray runtime started"
 
 
 @contextmanager
-def node(*words: str, **env: str) -> Iterator[None]:
-    """`ray start` until the end of the block."""
-    child = subprocess.Popen([*RAY, *words], env={**os.environ, **env}, stdout=subprocess.DEVNULL)
+def node(log: Path, *words: str, **env: str) -> Iterator[None]:
+    """`ray start` until the end of the block, which begins when the node has joined."""
+    with log.open("wb") as file:
+        child = subprocess.Popen([*RAY, *words], env={**os.environ, **env}, stdout=file, stderr=file)
+    end = time.monotonic() + PATIENCE
     try:
+        while JOINED not in log.read_text():
+            if child.poll() is not None or time.monotonic() > end:
+                raise SystemExit(f"ray start: {log.read_text()[-2000:]}")
+            time.sleep(0.2)
         yield
     finally:
         child.terminate()
-        child.wait(30)
+        child.wait(60)
 
 
 @contextmanager
 def cluster(gpus: list[str]) -> Iterator[str]:
     """A head without GPUs, and a node for each; the dashboard's address."""
+    os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     port, dashboard, agent = choose_ports(None, 3)
+    head = ("--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}")
     with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder, ExitStack() as nodes:
-        head = ("--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}")
-        nodes.enter_context(node(*head, "--num-gpus=0", f"--temp-dir={folder}"))
-        _wait(f"http://127.0.0.1:{dashboard}/api/version")
+        nodes.enter_context(node(Path(folder, "head.log"), *head, "--num-gpus=0", f"--temp-dir={folder}"))
         for gpu in gpus:
-            nodes.enter_context(node(f"--address=127.0.0.1:{port}", "--num-gpus=1", CUDA_VISIBLE_DEVICES=gpu))
+            words = (f"--address=127.0.0.1:{port}", "--num-gpus=1", "--num-cpus=8")
+            nodes.enter_context(node(Path(folder, f"{gpu}.log"), *words, CUDA_VISIBLE_DEVICES=gpu))
         yield f"http://127.0.0.1:{dashboard}"
-
-
-def _wait(url: str) -> None:
-    end, direct = time.monotonic() + PATIENCE, urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    while True:
-        try:
-            direct.open(url, timeout=5).close()
-            return
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.5)
 
 
 def main(argv: list[str]) -> int:

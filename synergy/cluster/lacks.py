@@ -18,16 +18,16 @@ PROBE_SECONDS = 180.0
 
 def sizes(needs: Iterable[Need], there: Sequence[Node], late: bool) -> str | None:
     """None, or what is lacking where nodes may come late. Raises UserError where they may not."""
-    for need in sorted(set(needs), key=lambda need: (need.nodes * need.gpus, need.memory_gb), reverse=True):
+    for need in sorted(set(needs), key=lambda need: (need.nodes * need.gpus, need.memory_gb, need.cpus), reverse=True):
         fit = sum(node.holds(need) for node in there)
         if fit < need.nodes:
-            have = f"{fit} of its {len(there)} nodes {'has' if fit == 1 else 'have'} that"
-            told = f"a stage needs {need}, and {have}: {listed(there)}"
+            have = f"{fit} of its {len(there)} nodes {'has' if fit == 1 else 'have'} that: {listed(there)}"
+            told = f"a stage needs {need}, and {have if there else 'it has no nodes yet'}"
             if late:
                 return told
             raise UserError(
                 f"the cluster is too small: {told}. Lower cluster.nodes, cluster.gpus or cluster.memory_gb, add nodes, or set "
-                "cluster.late=true if they join later"
+                "cluster.late=true if they join later; a node's CPUs are what its `ray start --num-cpus` told"
             )
     return None
 

@@ -14,6 +14,8 @@ SETTING = "cluster"
 KINDS_CHOICE = ("local", "ray")
 SPREAD = ("sft", "rl")
 """Kinds that train on several nodes at once."""
+VERL_CPUS = 3
+"""That verl claims beside each GPU (ResourcePoolManager.max_colocate_count), and waits for without end."""
 PLACED = (*SPREAD, "sample", "evaluate")
 """Kinds that run on nodes of the cluster's choice; the others need no GPU and run beside the driver."""
 
@@ -29,8 +31,10 @@ class Need:
     gpu_memory_gb: float = 0.0
 
     def __str__(self) -> str:
-        memory = f" and {self.memory_gb:g} GB of memory" if self.memory_gb else ""
-        return f"{self.nodes} node{'s' * (self.nodes != 1)} with {self.gpus} GPU{'s' * (self.gpus != 1)}{memory}"
+        parts = [f"{self.gpus} GPU{'s' * (self.gpus != 1)}", *([f"{self.cpus:g} CPUs"] if self.cpus > 1 else [])]
+        parts += [f"{self.memory_gb:g} GB of memory"] if self.memory_gb else []
+        *most, last = parts
+        return f"{self.nodes} node{'s' * (self.nodes != 1)} with {', '.join(most)}{' and ' * bool(most)}{last}"
 
 
 @dataclass(frozen=True)
@@ -99,6 +103,8 @@ def _placed(cfg: Config, stage: Stage) -> Stage:
     )
     for name in (stage.kind, stage.name):
         need = _changed(need, cluster.stages.get(name) or {}, f"cluster.stages.{name}")
+    if stage.kind == "rl":
+        need = replace(need, cpus=max(need.cpus, float(VERL_CPUS * need.gpus)))
     if need.nodes != 1 and stage.kind not in SPREAD:
         raise UserError(f"stage {stage.name} ({stage.kind}) runs on one node, not on {need.nodes}: set its nodes to 1")
     return replace(stage, settings={**stage.settings, SETTING: asdict(need)})
