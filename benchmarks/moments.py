@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -36,12 +37,13 @@ class Watch(threading.Thread):
         offsets = {file: file.stat().st_size for file in self._files()}  # when those lines came is not known
         while not self.over.wait(POLL_SECONDS):
             for file in self._files():
-                with file.open("rb") as stream:
-                    stream.seek(offsets.get(file, 0))
-                    new = stream.read()
-                offsets[file] = offsets.get(file, 0) + len(new)
-                lines = new.decode(errors="replace").splitlines()
-                self.seen.setdefault(file, []).extend((time.time(), line) for line in lines)
+                at = offsets.get(file, 0)
+                with suppress(FileNotFoundError), file.open("rb") as stream:  # its stage may just be published
+                    stream.seek(at)
+                    whole = stream.read().rpartition(b"\n")[0]
+                    offsets[file] = at + len(whole) + 1 if whole else at
+                    lines = whole.decode(errors="replace").splitlines()
+                    self.seen.setdefault(file, []).extend((time.time(), line) for line in lines)
 
     def _files(self) -> list[Path]:
         patterns = ("log.txt", "attempt-*/log.txt", f"attempt-*/{STEPS['rl']}", f"work/out/{STEPS['sft']}")
