@@ -51,7 +51,7 @@ def parts(before: Marks, after: Marks) -> dict[str, float]:
     return {
         "last checkpoint, end of process": before["ended"] - before["last"],
         "verify, publish": before["published"] - before["ended"],
-        "data of the next round": after["spawn"] - before["published"],
+        "check of the model, data of the next round": after["spawn"] - before["published"],
         "imports": after["imported"] - after["spawn"],
         "cluster, engines, model": after["first"] - after["imported"],
         "all": after["first"] - before["last"],
