@@ -57,6 +57,15 @@ def test_verl_claims_as_many_cpus_beside_each_gpu_still() -> None:
     assert base.ResourcePoolManager.max_colocate_count == needs.VERL_CPUS
 
 
+@pytest.mark.parametrize("scale", ["tiny", "qwen2_5_vl_7b"])
+def test_on_one_host_ray_has_what_verl_claims(scale: str) -> None:
+    """Beside each GPU, and one for TransferQueue's controller and each of its storage units, of which verl has 8."""
+    verl = config("rl", f"scale={scale}", "data.source=/data").rl.verl
+    units = verl.get("transfer_queue", {}).get("backend", {}).get("SimpleStorage", {}).get("num_data_storage_units", 8)
+    claimed = needs.VERL_CPUS * verl["trainer"]["n_gpus_per_node"] + 1 + units
+    assert verl["ray_kwargs"]["ray_init"]["num_cpus"] >= claimed
+
+
 @pytest.mark.parametrize(
     ("need", "there", "told"),
     [
