@@ -49,14 +49,14 @@ class Watch(threading.Thread):
         patterns = ("log.txt", "attempt-*/log.txt", f"attempt-*/{STEPS['rl']}", f"work/out/{STEPS['sft']}")
         return [file for name in patterns for start in ("", "stages/*/") for file in self.root.glob(start + name)]
 
-    def marks(self, kind: str, folder: Path, log: str = "attempt-1/log.txt") -> Marks:
-        """Of the stage in this folder, as far as they are seen: spawn, imported, first (its first step begins) and last (its
-        last step so far is done), in seconds since the epoch."""
-        found = {"spawn": next(folder.glob("attempt-*/command.sh")).stat().st_mtime}
-        lines = list(self.seen.get(folder / log, ()))
+    def marks(self, kind: str, attempt: Path, log: Path | None = None) -> Marks:
+        """Of a stage's attempt, as far as they are seen: spawn, imported, first (its first step begins) and last (its last step
+        so far is done), in seconds since the epoch. attempt: its folder; log: where that is not the log's."""
+        found = {"spawn": (attempt / "command.sh").stat().st_mtime}
+        lines = list(self.seen.get(log or attempt / "log.txt", ()))
         steps = [
             (moment, line)
-            for file in (folder / "work/out" / STEPS[kind], *folder.glob(f"attempt-*/{STEPS[kind]}"))
+            for file in (attempt.parent / "work/out" / STEPS[kind], attempt / STEPS[kind])
             for moment, line in list(self.seen.get(file, ()))
             if "loss" in line
         ]

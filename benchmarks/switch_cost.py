@@ -38,9 +38,9 @@ def marks(watch: Watch) -> dict[str, Marks]:
     found = {}
     for entry in ledger.read(watch.root / "ledger.jsonl").values():
         if entry.name in CHAIN:
-            folder = (watch.root / entry.output).parent
-            found[entry.name] = watch.marks(entry.kind, folder) | {
-                "ended": (folder / "attempt-1/outcome.json").stat().st_mtime,
+            attempt = (watch.root / entry.output).parent / f"attempt-{entry.attempt}"
+            found[entry.name] = watch.marks(entry.kind, attempt) | {
+                "ended": (attempt / "outcome.json").stat().st_mtime,
                 "published": entry.started + entry.seconds,
             }
     return found

@@ -93,7 +93,7 @@ def test_two_ranks_of_verls_actor_train_it_as_one_does(models: tuple[Any, Any], 
 def test_verl_shards_the_output_layer_by_itself_still(models: tuple[Any, Any], untied: Path, tmp_path: Path) -> None:
     """Without that half of the plug-in, on one rank: if this trains, the half can go."""
     with pytest.raises(AssertionError, match=r"mixed torch\.Tensor and DTensor"):
-        updates(tmp_path, case(models, untied, *FUSED), VERL_USE_EXTERNAL_MODULES="synergy_verl")
+        updates(tmp_path / "one", case(models, untied, *FUSED), VERL_USE_EXTERNAL_MODULES="synergy_verl")
 
 
 def test_an_rl_stage_over_two_ranks(untied: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def run(program: str, *words: str, ranks: int = 1, **env: str) -> None:
 
 def updates(folder: Path, cases: dict[str, Any], ranks: int = 1, **more: str) -> Any:
     """more: environment beside that of rl/tiny."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     torch.save(cases, folder / "in.pt")
     env = {**config("rl").rl.env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     env |= {"DIST_INIT_METHOD": f"file://{folder}/meet", "GLOO_SOCKET_IFNAME": "lo"}

@@ -93,8 +93,8 @@ def main(argv: list[str]) -> None:
         whole = rerun(folder, attempt, out)
         entry = ended(root, folder)
     starts = {
-        "synergy": stage.marks(kind, folder, f"{attempt.name}/log.txt"),
-        "by_hand": hand.marks(kind, out, "log.txt"),
+        "synergy": stage.marks(kind, attempt),
+        "by_hand": hand.marks(kind, out / attempt.name, out / "log.txt"),
     }
     ours, theirs = READ[kind](attempt / "log.txt", attempt), READ[kind](out / "log.txt", out / attempt.name)
     ratios = {key: round(ours[key] / theirs[key], 4) for key in theirs if "throughput" in key}

@@ -75,7 +75,7 @@ def main() -> int:
     work, ranks = Path(sys.argv[1]).absolute(), sys.argv[2]
     told = {**WORDS, **{n: v for n, _, v in (word.partition("=") for word in sys.argv[3:]) if n in WORDS}}
     given = [word for word in sys.argv[3:] if word != "plan" and word.partition("=")[0] not in WORDS]
-    verb = "plan" if "plan" in sys.argv[3:] else "run"
+    verb = "plan" if "plan" in sys.argv[3:] else "submit" if told["address"] else "run"
     for half in (work / "model.part", work / "data.part"):
         shutil.rmtree(half, ignore_errors=True)
     if not (work / "model").exists():
@@ -91,7 +91,6 @@ def main() -> int:
     words += [f"sft.gpus={told['gpus']}", f"rl.verl.trainer.n_gpus_per_node={told['gpus']}"]
     words += [*(ALONE if told["gpus"] == "1" else ()), *(INTERLEAVED if told["recipe"] == "interleaved" else ())]
     if told["address"]:
-        verb = "plan" if verb == "plan" else "submit"
         words += ["cluster=ray", f"cluster.address={told['address']}", f"cluster.gpus={told['gpus']}"]
         words += [f"cluster.gpu_memory_gb={machine.gpu_memory() / 1e9:.0f}"]
     command = [sys.executable, "-m", f"synergy.{verb}", *words, *given]
