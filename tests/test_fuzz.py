@@ -358,6 +358,11 @@ def test_a_benchmarks_name_names_no_file_elsewhere(tmp_path: Path) -> None:
         driver_plan.of_config(config("base", "evaluate.benchmarks.0.name='../../x'", f"run.dir={tmp_path}"))
 
 
+def test_a_run_without_benchmarks_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"evaluate\.benchmarks: there is none"):
+        driver_plan.of_config(config("rl", "evaluate.benchmarks=[]", f"run.dir={tmp_path}"))
+
+
 @pytest.mark.parametrize(
     "row", [{"choices": [1]}, {"id": {}}, {"question": 3}, {"level": True}, {"trace": 5}, {"steps": "x"}]
 )

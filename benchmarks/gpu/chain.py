@@ -1,6 +1,6 @@
 """One round of recipe=interleaved at 3B on GPUs, random weights: evaluation, SFT, RL, evaluation, checkpoints handed on.
 
-    python benchmarks/gpu/chain.py WORK RANKS [size=3b] [gpus=1] [recipe=interleaved] [plan] [override ...]   # continues
+    python benchmarks/gpu/chain.py WORK RANKS [size=3b] [gpus=1] [nodes=1] [recipe=interleaved] [plan] [override ...]   # continues
     ... address=http://HEAD:PORT                                   # as a job of that Ray cluster (nodes.py makes one)
 
 Makes the model (random_model.py) and 96 questions with one image of 448 × 448 pixels in WORK, runs `synergy run` there, and
@@ -40,7 +40,7 @@ SMALL = (
     "rl.verl.actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]",
     "rl.verl.actor_rollout_ref.actor.checkpoint.load_contents=[model]",
 )  # fmt: skip
-WORDS = {"size": "3b", "gpus": "1", "recipe": "interleaved", "address": ""}
+WORDS = {"size": "3b", "gpus": "1", "nodes": "1", "recipe": "interleaved", "address": ""}
 ALONE = ("sft.config.fsdp=null", "sft.config.fsdp_config=null")
 """One GPU of 80 GB holds the 3B's weights, gradients and optimizer."""
 INTERLEAVED = ("recipe.rounds=1", "recipe.sft_on=all", "recipe.sample_first=false")
@@ -89,9 +89,10 @@ def main() -> int:
     words = [text.format(work=work, here=HERE, instruction=INSTRUCTION.replace("\\", "\\\\")) for text in SMALL]
     words += [f"recipe={told['recipe']}", f"scale=qwen2_5_vl_{'7b' if told['size'] == '7b' else '3b'}"]
     words += [f"sft.gpus={told['gpus']}", f"rl.verl.trainer.n_gpus_per_node={told['gpus']}"]
-    words += [*(ALONE if told["gpus"] == "1" else ()), *(INTERLEAVED if told["recipe"] == "interleaved" else ())]
+    words += [*(ALONE if told["gpus"] == told["nodes"] == "1" else ()), *(INTERLEAVED if told["recipe"] == "interleaved" else ())]
     if told["address"]:
         words += ["cluster=ray", f"cluster.address={told['address']}", f"cluster.gpus={told['gpus']}"]
+        words += [f"cluster.nodes={told['nodes']}"]
         words += [f"cluster.gpu_memory_gb={machine.gpu_memory() / 1e9:.0f}"]
     command = [sys.executable, "-m", f"synergy.{verb}", *words, *given]
     code = subprocess.run(command, check=False).returncode

@@ -65,8 +65,13 @@ def traces(cfg: Config, name: str, file: str) -> Stage:
 
 def benchmarks(cfg: Config, levelled: bool = True) -> Stage:
     """VLMEvalKit's TSV files, with the difficulty level of every question unless they are still to be found (``levelled``).
-    Raises UserError for a benchmark that is neither records nor tagged, or named like another."""
+    Raises UserError for none, or for one that is neither records nor tagged, or named like another."""
     names = [bench.name for bench in cfg.evaluate.benchmarks]
+    if not names:
+        raise UserError(
+            "evaluate.benchmarks: there is none; name one at least, [{name: N, records: FILE.jsonl, kind: open}], or leave the "
+            "scale's own"
+        )
     if wrong := [name for name in names if not re.fullmatch(r"\w[\w.+-]*", name)]:
         raise UserError(
             f"evaluate.benchmarks: {wrong[0]!r} can't name one, since files bear it: letters, digits, '.', '_', '+', '-'"
