@@ -72,6 +72,9 @@ def test_sums_by_hand(tmp_path: Path) -> None:
     told = finished(todo, "data", {"train": {"records": 96, "tokens_mean": 1000.0}})
     known = hours(told, "sft")
     assert not known.rough and known.hours * 3600 == pytest.approx(cost.SFT_START + of * 96e3 * 5 / cost.SFT_FLOPS)
+    todo = planned(tmp_path, "recipe=sft", "sft.gpus=1", "sft.batch=16", "+sft.config.max_steps=3")
+    few = hours(finished(todo, "data", {"train": {"records": 96, "tokens_mean": 1000.0}}), "sft")
+    assert few.hours * 3600 == pytest.approx(cost.SFT_START + of * 3 * 16e3 / cost.SFT_FLOPS)
 
 
 @pytest.mark.usefixtures("on_gpu")

@@ -1,10 +1,10 @@
 """One round of recipe=interleaved at 3B on GPUs, random weights: evaluation, SFT, RL, evaluation, checkpoints handed on.
 
-    python benchmarks/gpu/chain.py WORK RANKS [size=3b] [gpus=1] [nodes=1] [recipe=interleaved] [plan] [override ...]   # continues
+    python benchmarks/gpu/chain.py WORK RANKS [size=3b] [gpus=1] [nodes=1] [recipe=interleaved] [plan] [override ...]
     ... address=http://HEAD:PORT                                   # as a job of that Ray cluster (nodes.py makes one)
 
 Makes the model (random_model.py) and 96 questions with one image of 448 × 448 pixels in WORK, runs `synergy run` there, and
-prints each stage's time and figures. Random weights answer nothing right, so reward_by_chance.py judges. Optimizer states, of
+prints each stage's time and figures; the same command continues. Random weights answer nothing right, so reward_by_chance.py judges. Optimizer states, of
 30 GB, are not saved: a stage that is cut off begins anew, all before it are reused. CUDA graphs are left out: compiling them
 takes longer than this run.
 """
@@ -89,7 +89,8 @@ def main() -> int:
     words = [text.format(work=work, here=HERE, instruction=INSTRUCTION.replace("\\", "\\\\")) for text in SMALL]
     words += [f"recipe={told['recipe']}", f"scale=qwen2_5_vl_{'7b' if told['size'] == '7b' else '3b'}"]
     words += [f"sft.gpus={told['gpus']}", f"rl.verl.trainer.n_gpus_per_node={told['gpus']}"]
-    words += [*(ALONE if told["gpus"] == told["nodes"] == "1" else ()), *(INTERLEAVED if told["recipe"] == "interleaved" else ())]
+    words += ALONE if told["gpus"] == told["nodes"] == "1" else ()
+    words += INTERLEAVED if told["recipe"] == "interleaved" else ()
     if told["address"]:
         words += ["cluster=ray", f"cluster.address={told['address']}", f"cluster.gpus={told['gpus']}"]
         words += [f"cluster.nodes={told['nodes']}"]

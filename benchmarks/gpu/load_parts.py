@@ -2,9 +2,10 @@
 
     python benchmarks/gpu/load_parts.py MODEL [NAME=VALUE[,NAME=VALUE...] ...]
 
-Seconds of one process of one GPU, and of them the program's and the kernel's own, as Ray starts it (OMP_NUM_THREADS=1), then once
-more for each word, in whose environment it is set. As verl's engine does (workers/engine/fsdp/transformer_impl.py): weights by
-transformers in float32, a unit of FSDP2 per layer, the tensors sent there; the reference model's go back to memory that is pinned.
+Seconds of one process with one GPU, and of them the program's and the kernel's own: as Ray starts it (OMP_NUM_THREADS=1), then
+once more for each word, in whose environment it is set. As verl's engine does (workers/engine/fsdp/transformer_impl.py):
+weights by transformers in float32, a unit of FSDP2 per layer, the tensors sent there; the reference model's go back to memory
+that is pinned.
 """
 
 from __future__ import annotations

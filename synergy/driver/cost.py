@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from synergy import machine
 from synergy.cluster import needs
 from synergy.driver import disk
-from synergy.stages import Stage, fit, within_step
+from synergy.stages import Stage, fit, sft_length, within_step
 
 if TYPE_CHECKING:
     from synergy.driver.plan import Plan, Step
@@ -133,7 +133,7 @@ def _sft(step: Step, steps: Mapping[str, Step]) -> _Tokens:
         known = part.get("part") == "train" or part.get("sft_on") == "all"
     length = _figure(data, "train", "tokens_mean")
     tokens = length or min(TRACE, int(config.get("cutoff_len", 2048)))
-    return _Tokens(rows * tokens * float(config.get("num_train_epochs", 3.0)), not known or length is None)
+    return _Tokens(sft_length.rows_seen(step.stage.settings, rows) * tokens, not known or length is None)
 
 
 def _rl(step: Step, steps: Mapping[str, Step]) -> _Tokens:

@@ -19,7 +19,7 @@ from typing import Any
 from synergy.driver import checkpoint
 from synergy.driver.plan import MODELS, Step
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Job, Progress, rl_critic, sft, sft_spread
+from synergy.stages import Job, Progress, rl_critic, sft, sft_length, sft_spread
 
 WHOLE, MOMENTS = 4, 8
 """Bytes per parameter: of float32 weights, and of Adam's two moments in float32."""
@@ -97,7 +97,7 @@ def _kept(kind: str, settings: Mapping[str, Any]) -> int:
         trainer = settings.get("verl", {}).get("trainer", {})
         return int(trainer.get("max_actor_ckpt_to_keep") or KEPT_CHECKPOINTS)
     config = settings.get("config", {})
-    epochs = math.ceil(float(config.get("num_train_epochs", 3)))
+    epochs = math.ceil(sft_length.epochs(config))
     if settings.get("choose") == "best":  # a checkpoint per epoch, all of them
         return epochs
     limit = config.get("save_total_limit")

@@ -7,7 +7,6 @@ checkpoint's tensors bear run-time names, and a finished output directory that i
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
 import zipfile
@@ -21,7 +20,7 @@ from synergy import paths
 from synergy.cluster import needs
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Command, Job, Progress, Stage, fit, llamafactory_check, schedule, sft_spread
+from synergy.stages import Command, Job, Progress, Stage, fit, llamafactory_check, schedule, sft_length, sft_spread
 
 IDENTITY = frozenset({"config", "template", "weight", "open_ended", "seed", "choose", "batch", schedule.SETTING})
 RUNTIME = frozenset({"env", "gpus", needs.SETTING})
@@ -134,7 +133,7 @@ def native(job: Job) -> dict[str, Any]:
         "seed": settings["seed"],
         "data_seed": settings["seed"],
     }
-    if _steps(job) * schedule.rounds(settings) * config.get("warmup_ratio", 0) < 1:
+    if sft_length.steps(settings, rows(job)) * schedule.rounds(settings) * config.get("warmup_ratio", 0) < 1:
         config["warmup_ratio"] = 0.0  # rounded up to a whole step, which trains nothing: its learning rate is 0
     if settings["choose"] == "best":
         config |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": None}
@@ -156,25 +155,13 @@ def writes_once(settings: Mapping[str, Any]) -> bool:
     """Whether the final model is all that is written, and no native checkpoint: that of an only epoch would be the same model,
     written right before it."""
     config = settings.get("config", {})
-    only = config.get("save_strategy") == "epoch" and config.get("num_train_epochs", 3.0) <= 1 and not _most(config)
+    only = config.get("save_strategy") == "epoch" and sft_length.epochs(config) <= 1 and not sft_length.most(config)
     return settings.get("choose") != "best" and (only or config.get("save_strategy") == "no")
 
 
 def rows(job: Job) -> int:
     """How many SFT rows there are: none are left when no question is zero-pass any more."""
     return len(json.loads((job.inputs["data"] / "sft" / "train.json").read_text()))
-
-
-def _steps(job: Job) -> float:
-    """Optimizer steps."""
-    config = job.settings["config"]
-    batch = job.settings["batch"] or sft_spread.at_a_time(config) * sft_spread.accumulation(job.settings)
-    return float(_most(config) or math.ceil(rows(job) / batch) * config.get("num_train_epochs", 3.0))
-
-
-def _most(config: Mapping[str, Any]) -> int:
-    """Steps by max_steps, which goes before the number of epochs; 0: not set."""
-    return max(0, int(config.get("max_steps", -1)))
 
 
 def command(job: Job) -> Command | None:
