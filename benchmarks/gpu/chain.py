@@ -4,9 +4,9 @@
     ... address=http://HEAD:PORT                                   # as a job of that Ray cluster (nodes.py makes one)
 
 Makes the model (random_model.py) and 96 questions with one image of 448 × 448 pixels in WORK, runs `synergy run` there, and
-prints each stage's time and figures; the same command continues. Random weights answer nothing right, so reward_by_chance.py judges. Optimizer states, of
-30 GB, are not saved: a stage that is cut off begins anew, all before it are reused. CUDA graphs are left out: compiling them
-takes longer than this run.
+prints each stage's time and figures. Random weights answer nothing right, so reward_by_chance.py judges. Optimizer states, of
+30 GB, are not saved: the same command reuses what was finished, and begins a stage that was cut off anew. CUDA graphs are left
+out: compiling them takes longer than this run.
 """
 
 from __future__ import annotations
