@@ -6,7 +6,6 @@ import argparse
 import os
 import re
 import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from synergy import environments, paths
+from synergy.machine import cards
 
 PYTHONS = ((3, 11), (3, 12))
 FREE_GB = 2.0
@@ -48,22 +48,13 @@ def wanted_versions(pins: str) -> dict[str, str]:
     return {environments.normalise(name): version for name, version in re.findall(r"(?m)^([\w.-]+)==(\S+)", text)}
 
 
-def gpus() -> list[str]:
-    """One line per NVIDIA GPU; empty where there is none."""
-    if not shutil.which("nvidia-smi"):
-        return []
-    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
-    return [line.strip() for line in answer.stdout.splitlines() if line.strip()] if answer.returncode == 0 else []
-
-
 def machine(folder: Path) -> list[Finding]:
     """Python, disk at ``folder``, memory, GPUs."""
     python = ".".join(map(str, sys.version_info[:3]))
     known = sys.version_info[:2] in PYTHONS
     disk = shutil.disk_usage(folder).free / 1e9
     memory = psutil.virtual_memory().total / 1e9
-    cards = gpus()
+    gpus = [f"{name}, {size >> 20} MiB" for name, size in cards()]
     return [
         Finding("Python", python, "3.11 or 3.12", "ok" if known else "missing", "" if known else "use Python 3.11 or 3.12"),
         Finding(
@@ -74,7 +65,7 @@ def machine(folder: Path) -> list[Finding]:
             "memory", f"{memory:.0f} GB, {os.cpu_count()} cores", f"{MEMORY_GB:.0f} GB",
             *(() if memory >= MEMORY_GB else ("note", "close other programs; the tiny scale peaks near this")),
         ),
-        Finding("GPU", "; ".join(cards) or "none", "not for tiny"),
+        Finding("GPU", "; ".join(gpus) or "none", "not for tiny"),
     ]  # fmt: skip
 
 

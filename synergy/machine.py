@@ -22,6 +22,7 @@ HOST = "127.0.0.1"
 """Servers listen on loopback only."""
 LOCAL_DISKS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "bcachefs", "tmpfs", "ramfs", "overlay")
 """File systems that one kernel has to itself, so that its locks hold for all who can reach them."""
+SMI_SECONDS = 60.0
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)  # loaded before any fork: `die_with_parent` runs between fork and exec
 
@@ -100,14 +101,18 @@ def choose_ports(first: int | None, count: int) -> list[int]:
 
 
 @functools.cache
-def _memories() -> tuple[int, ...]:
-    """Bytes of memory of each of this machine's GPUs (0: not told), which nvidia-smi is asked for once."""
-    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+def cards() -> tuple[tuple[str, int], ...]:
+    """Name and bytes of memory (0: not told) of each NVIDIA GPU of this machine; nvidia-smi is asked once, and not waited for
+    where it hangs, as it does with a broken driver."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
     try:
-        told = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
-    except (OSError, subprocess.CalledProcessError):
+        told = subprocess.run(
+            query, capture_output=True, text=True, check=True, timeout=SMI_SECONDS
+        ).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
         return ()
-    return tuple(int(line) * 2**20 if line.strip().isdecimal() else 0 for line in told if line.strip())
+    listed = [line.rpartition(",") for line in told if line.strip()]
+    return tuple((name.strip(), int(size) * 2**20 if size.strip().isdecimal() else 0) for name, _, size in listed)
 
 
 def gpus() -> list[str]:
@@ -115,12 +120,12 @@ def gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name]
-    return [str(index) for index in range(len(_memories()))]
+    return [str(index) for index in range(len(cards()))]
 
 
 def gpu_memory() -> int:
     """Bytes of memory of this machine's smallest GPU; 0 where this process may use none, or it is not told."""
-    return min(_memories(), default=0) if gpus() else 0
+    return min((size for _, size in cards()), default=0) if gpus() else 0
 
 
 def share(seen: Sequence[str], wide: int, count: int | None, setting: str) -> list[dict[str, str]]:

@@ -177,7 +177,7 @@ def test_the_sizes_are_read_from_the_checkpoint(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "count", "memory"), [("81559\n40960\n", 2, 40960 * 2**20), ("[N/A]\n", 1, 0), ("", 0, 0)]
+    ("said", "count", "memory"), [("A, of 3, 81559\nB, 40960\n", 2, 40960 * 2**20), ("A, [N/A]\n", 1, 0), ("", 0, 0)]
 )
 def test_nvidia_smi_is_asked_once_for_gpus_and_the_smallest_ones_memory(
     monkeypatch: pytest.MonkeyPatch, said: str, count: int, memory: int
@@ -190,11 +190,22 @@ def test_nvidia_smi_is_asked_once_for_gpus_and_the_smallest_ones_memory(
 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(subprocess, "run", nvidia_smi)
-    machine._memories.cache_clear()
+    machine.cards.cache_clear()
     assert (len(machine.gpus()), machine.gpu_memory(), len(asked)) == (count, memory, 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert (machine.gpus(), machine.gpu_memory()) == ([], 0)
-    machine._memories.cache_clear()
+    machine.cards.cache_clear()
+
+
+def test_a_driver_that_hangs_is_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(machine, "SMI_SECONDS", 0.2)
+    machine.cards.cache_clear()
+    assert machine.cards() == ()
+    machine.cards.cache_clear()
 
 
 def test_more_gpus_than_there_are_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
