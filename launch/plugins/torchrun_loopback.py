@@ -1,7 +1,7 @@
 """torchrun on one host whose store listens on loopback alone: PET_RDZV_BACKEND=loopback, PET_RDZV_ENDPOINT=127.0.0.1:0.
 
 torchrun's own rendezvous, all of them, listen on every address of the machine (torch 2.13), and processes on it may write
-into that store. torch finds this one by its entry point torchrun.handlers, in the folder synergy_torchrun.dist-info beside
+into that store. torch finds this one by its entry point torchrun.handlers, in the folder synergy_plugins.dist-info beside
 this file; LLaMA-Factory's launcher names no rendezvous, so that torchrun takes it from the environment.
 """
 
