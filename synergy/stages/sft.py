@@ -7,6 +7,7 @@ checkpoint's tensors bear run-time names, and a finished output directory that i
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import zipfile
@@ -120,6 +121,9 @@ def native(job: Job) -> dict[str, Any]:
     if sft_spread.by_rule(config):
         config[sft_spread.MICRO] = fit.micro_batch(job.stage, job.inputs["base"], data / "sft" / "train.json", media)
     config[sft_spread.ACCUMULATION] = sft_spread.accumulation({**settings, "config": config})
+    if config.get(sft_length.WORKERS, 1) is None:
+        cores = sft_length.MOST_WORKERS if needs.SETTING in settings else len(os.sched_getaffinity(0))
+        config[sft_length.WORKERS] = sft_length.workers(rows(job), cores)
     config["learning_rate"] = config["learning_rate"] * settings["weight"]
     config |= {
         "stage": "sft",
