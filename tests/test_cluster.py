@@ -151,6 +151,12 @@ def test_independent_stages_run_at_once_where_they_fit_and_in_turn_where_not(tmp
         assert seen[0] == most and sorted(order[:2]) == ["rl", "sft"] and order[2] == "merged"
 
 
+def test_what_most_wait_for_begins_first(tmp_path: Path) -> None:
+    todo, order = steps(tmp_path, base=[], sft=[], seen=["sft"], rl=["sft"], scored=["rl"]), list[str]()
+    run(todo, 1, lambda step: order.append(step.stage.name))
+    assert order == ["sft", "rl", "base", "seen", "scored"]
+
+
 def test_after_a_failure_what_runs_is_finished_and_nothing_begins(tmp_path: Path) -> None:
     todo, done = steps(tmp_path, bad=[], good=[], next=["good"]), []
 
