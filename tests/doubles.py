@@ -28,7 +28,7 @@ from safetensors.numpy import load_file
 
 from synergy.driver import checkpoint
 from synergy.errors import StageFailed
-from synergy.stages import Command, Job, Progress, Stage, rl, sft
+from synergy.stages import Command, Job, Progress, Stage, rl, sft, sft_length
 
 STEPS, SAVED, KEPT = 5, 2, 2
 """Of a training stage, after how many of them it saves, and how many checkpoints it keeps."""
@@ -126,7 +126,7 @@ def llamafactory(job: Job, clock: Clock) -> None:
     """`llamafactory-cli train config.yaml` (0.9.5, transformers 5.5): resumes by folder, from the newest checkpoint there, and
     restores only weights under run-time names; the base's are trained on otherwise."""
     config = yaml.safe_load((job.attempt / "config.yaml").read_text())
-    out, total = Path(config["output_dir"]), int(sft._steps(job))
+    out, total = Path(config["output_dir"]), int(sft_length.steps(job.settings, sft.rows(job)))
     done, weights = 0, load(Path(config["model_name_or_path"]))
     if saved := sorted(out.glob("checkpoint-*"), key=_number):
         done = json.loads((saved[-1] / "trainer_state.json").read_text())["global_step"]
