@@ -26,10 +26,10 @@ from synergy.stages import Stage, fit, sft_length, within_step
 if TYPE_CHECKING:
     from synergy.driver.plan import Plan, Step
 
-SFT_START, SFT_FLOPS = 91.0, 175e12
+SFT_START, SFT_FLOPS = 57.0, 175e12
 """Seconds, with the check of the model before and with saving and publishing after; FLOPs a second."""
-RL_START, RL_FLOPS = 268.0, 31e12
-SERVER_START, SERVER_TOKENS = 115.0, 7000 * 3.75e9
+RL_START, RL_FLOPS = 140.0, 42e12
+SERVER_START, SERVER_TOKENS = 70.0, 7000 * 3.75e9
 """Seconds; tokens a second times parameters."""
 PROMPT, RESPONSE, TRACE = 512, 1024, 4096
 """Tokens where nothing is known, if the limits allow them: of a question with its image, of a response, of an SFT row."""

@@ -7,6 +7,7 @@ Both frameworks train float32 weights by default (LLaMA-Factory without pure_bf1
     activations  of a micro-batch's tokens: 2 x hidden size x layers with gradient checkpointing, and 18 x vocabulary for the
                  logits, their copies and gradients (17.3 measured: benchmarks/results/h200.md), which verl's fused kernels save
     vLLM         gpu_memory_utilization of the GPU while it generates; it sleeps while the policy trains
+    reference    4 a parameter, shared out, where ref.fsdp_config.param_offload is false
 
 The rule: policy and optimizer go to the host's memory while vLLM generates (param_offload, optimizer_offload) where they would
 not stand beside it in 92 % of the GPU; tensor_model_parallel_size is the smallest power of two that divides a node's GPUs and
@@ -36,6 +37,7 @@ USABLE = 0.92
 """Of a GPU's memory; the rest is CUDA's and the allocator's."""
 LOGITS = 18
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+REFERENCE = "actor_rollout_ref.ref.fsdp_config"
 FUSED = "actor_rollout_ref.model.use_fused_kernels"
 OFFLOAD = (f"{ACTOR}.fsdp_config.param_offload", f"{ACTOR}.fsdp_config.optimizer_offload")
 PARALLEL = f"{ROLLOUT}.tensor_model_parallel_size"
@@ -128,10 +130,10 @@ def rl(settings: Mapping[str, Any], of: Model, on: Cards) -> Need:
     told = flatten(settings["verl"])
     states = _width(told) * (4 * of.trained + of.frozen) // on.count
     each = 2 * of.hidden * of.layers + (0 if told.get(FUSED) else LOGITS * of.vocabulary)
-    training = states + int(told.get(f"{ACTOR}.ppo_max_token_len_per_gpu", 16384)) * each
+    training = states + _reference(told, of, on) + int(told.get(f"{ACTOR}.ppo_max_token_len_per_gpu", 16384)) * each
     away = chosen(told, of, on) | {key: told[key] for key in OFFLOAD if told.get(key) is not None}
     beside = 0 if all(away[key] for key in OFFLOAD) else _idle(told, of, on)
-    return Need(states, max(training, beside + _vllm(told, on)))
+    return Need(states, max(training, beside + _reference(told, of, on) + _vllm(told, on)))
 
 
 def _width(told: Mapping[str, Any]) -> int:
@@ -141,6 +143,15 @@ def _width(told: Mapping[str, Any]) -> int:
 def _idle(told: Mapping[str, Any], of: Model, on: Cards) -> int:
     """What stays on a GPU between updates: all but the gradients."""
     return _width(told) * (3 * of.trained + of.frozen) // on.count
+
+
+def _reference(told: Mapping[str, Any], of: Model, on: Cards) -> int:
+    """The reference model's weights, where there is one and it stays on the GPU (launch/plugins/verl_reference.py)."""
+    there = told.get(f"{ACTOR}.use_kl_loss") or told.get("algorithm.use_kl_in_reward")
+    if not there or told.get(f"{REFERENCE}.param_offload"):
+        return 0
+    width = 4 if told.get(f"{REFERENCE}.model_dtype", "fp32") == "fp32" else 2
+    return width * (of.trained + of.frozen) // on.count
 
 
 def _vllm(told: Mapping[str, Any], on: Cards) -> int:
@@ -153,7 +164,7 @@ def chosen(told: Mapping[str, Any], of: Model | None, on: Cards) -> dict[str, An
     if of is not None and on.memory and on.count:
         while 4 * (of.trained + of.frozen) > wide * _vllm(told, on) and on.per_node % (2 * wide) == 0:
             wide *= 2
-        away = _idle(told, of, on) + _vllm(told, on) > USABLE * on.memory
+        away = _idle(told, of, on) + _reference(told, of, on) + _vllm(told, on) > USABLE * on.memory
     return {**dict.fromkeys(OFFLOAD, away), PARALLEL: wide}
 
 
