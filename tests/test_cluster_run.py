@@ -1,6 +1,6 @@
 """The real thing on a real Ray cluster of several nodes: `synergy submit recipe=two_stage cluster=ray`, with a node killed in
-mid-stage and another that joins late; and `recipe=rl`, whose cluster is lost, head and all. LLaMA-Factory, verl, vLLM and
-VLMEvalKit run on its nodes."""
+mid-stage and another that joins late; and `recipe=rl` over two nodes, whose cluster is lost, head and all. LLaMA-Factory, verl,
+vLLM and VLMEvalKit run on its nodes."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ WORDS = [
 class Submitted:
     """`synergy submit` of a recipe to a cluster, until RL has its second checkpoint or its end."""
 
-    def __init__(self, cluster: ray_cluster.Local, recipe: str, folder: Path) -> None:
+    def __init__(self, cluster: ray_cluster.Local, recipe: str, folder: Path, *words: str) -> None:
         self.root, self.told = folder / "run", folder / f"told-{cluster.gcs.replace(':', '-')}.txt"
         argv = [sys.executable, "-m", "synergy.submit", "cluster=ray", f"cluster.address={cluster.address}"]
-        argv += [f"recipe={recipe}", f"run.dir={self.root}", *WORDS]
+        argv += [f"recipe={recipe}", f"run.dir={self.root}", *WORDS, *words]
         with self.told.open("w") as file:
             self.child = subprocess.Popen(argv, stdout=file, stderr=subprocess.STDOUT, cwd=paths.PACKAGE.parent)
 
@@ -92,9 +92,9 @@ def test_a_recipe_survives_a_node_that_is_killed_and_uses_one_that_joins_late(tm
     assert re.search(r"synergy job logs synergy-two-stage-\w+", log)
 
 
-def test_a_run_whose_cluster_is_gone_head_and_all_goes_on_in_the_next(tmp_path: Path) -> None:
-    with ray_cluster.local(1) as cluster:
-        lost = Submitted(cluster, "rl", tmp_path)
+def test_a_run_over_two_nodes_whose_cluster_is_gone_head_and_all_goes_on_in_the_next(tmp_path: Path) -> None:
+    with ray_cluster.local(1, 1) as cluster:
+        lost = Submitted(cluster, "rl", tmp_path, "cluster.nodes=2")
         try:
             lost.wait_for_checkpoint()
         finally:
@@ -102,7 +102,10 @@ def test_a_run_whose_cluster_is_gone_head_and_all_goes_on_in_the_next(tmp_path: 
             code, log = lost.end()
     assert code not in (0, None) and "Traceback" not in log, log
     assert "rl" not in entries(lost.root)
-    with ray_cluster.local(1) as cluster:
-        code, log = Submitted(cluster, "rl", tmp_path).end()
+    with ray_cluster.local(1, 1) as cluster:
+        code, log = Submitted(cluster, "rl", tmp_path, "cluster.nodes=2").end()
     assert code == 0, log
-    assert went_on(lost.root, entries(lost.root)["rl"]) and reused("rl", lost.root)
+    made = entries(lost.root)["rl"]
+    assert went_on(lost.root, made) and reused("rl", lost.root)
+    native = ((lost.root / made.output).parent / "attempt-2/log.txt").read_text()
+    assert len(set(re.findall(r"WorkerDict pid=(\d+)", native))) == 2
