@@ -19,12 +19,12 @@ from typing import Any
 
 @contextmanager
 def one(thing: Any) -> Iterator[None]:
-    """A copy of it is itself meanwhile."""
+    """A copy of it is itself meanwhile, whichever of several threads is done first."""
     thing.__deepcopy__ = lambda _: thing
     try:
         yield
     finally:
-        del thing.__deepcopy__
+        vars(thing).pop("__deepcopy__", None)
 
 
 def register() -> None:
