@@ -25,7 +25,6 @@ from synergy import paths
 from synergy.workers import vllm_server
 
 WARMUP = re.compile(r"Multi-modal warmup completed in ([\d.]+)s")
-PATIENCE = 900.0
 LONGER = ("--max-model-len=8192", '--limit-mm-per-prompt={"video": 0}')
 """Beside the tiny scale's arguments: a picture takes more tokens than there."""
 
@@ -35,8 +34,8 @@ def start(config: vllm_server.ServerConfig) -> tuple[float, float]:
     begun = time.monotonic()
     with vllm_server.serve(config) as server:
         while not server.ready():
-            if time.monotonic() > begun + PATIENCE:
-                server.fail(f"not ready after {PATIENCE:.0f} s")
+            if time.monotonic() > begun + config.startup_timeout:
+                server.fail(f"not ready after {config.startup_timeout:.0f} s")
             time.sleep(0.2)
         seconds = time.monotonic() - begun
     found = WARMUP.search(config.log.read_text(errors="replace"))

@@ -30,8 +30,7 @@ SMALL = Model(3_085_938_688, 668_684_288, 151_936, 2048, 36)
 LARGE = Model(7_615_616_512, 676_550_144, 152_064, 3584, 28)
 """Qwen2.5-VL-7B."""
 BENCH = "evaluate.benchmarks=[{name: B, records: b.jsonl, kind: open}]"
-ROLLOUT, REFERENCE = f"rl.verl.{fit.ROLLOUT}", f"rl.verl.{fit.REFERENCE}"
-STAYS = f"{REFERENCE}.param_offload=false"
+ROLLOUT, STAYS = f"rl.verl.{fit.ROLLOUT}", f"rl.verl.{fit.REFERENCE}.param_offload=false"
 A100, H200 = 80 * 2**30, 141 * 10**9
 
 
@@ -56,13 +55,7 @@ def told(*words: str) -> dict[str, Any]:
         (LARGE, Cards(4, 4, 40 * 10**9), (), True, 2),  # vLLM's weights: 17 of 24 GB, in two 8
         (LARGE, Cards(3, 3, 40 * 10**9), (), True, 1),  # 3 GPUs are no whole number of pairs
         (SMALL, Cards(1, 1, A100), (f"{ROLLOUT}.gpu_memory_utilization=0.4",), False, 1),
-        (
-            SMALL,
-            Cards(1, 1, A100),
-            (f"{ROLLOUT}.gpu_memory_utilization=0.4", f"{REFERENCE}.param_offload=false"),
-            True,
-            1,
-        ),  # +15
+        (SMALL, Cards(1, 1, A100), (f"{ROLLOUT}.gpu_memory_utilization=0.4", STAYS), True, 1),  # 15 more
         (SMALL, Cards(8, 8, 0), (), True, 1),
         (SMALL, Cards(0, 0, A100), (), True, 1),
         (None, Cards(8, 8, A100), (), True, 1),

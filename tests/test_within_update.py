@@ -51,13 +51,17 @@ def run(program: str, *words: str, ranks: int = 1, **env: str) -> None:
         assert one.returncode == 0, text[-4000:]
 
 
+def environment(folder: Path) -> dict[str, str]:
+    """That of rl/tiny, with ranks that meet in a folder."""
+    env = {**config("rl").rl.env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    return env | {"DIST_INIT_METHOD": f"file://{folder}/meet", "GLOO_SOCKET_IFNAME": "lo"}
+
+
 def updates(folder: Path, cases: dict[str, Any], ranks: int = 1, **more: str) -> Any:
     """more: environment beside that of rl/tiny."""
     folder.mkdir()
     torch.save(cases, folder / "in.pt")
-    env = {**config("rl").rl.env, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    env |= {"DIST_INIT_METHOD": f"file://{folder}/meet", "GLOO_SOCKET_IFNAME": "lo"}
-    run("verl_update.py", str(folder / "in.pt"), str(folder / "out.pt"), ranks=ranks, **env | more)
+    run("verl_update.py", str(folder / "in.pt"), str(folder / "out.pt"), ranks=ranks, **environment(folder) | more)
     return torch.load(folder / "out.pt", weights_only=False)
 
 

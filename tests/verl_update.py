@@ -24,18 +24,23 @@ from verl.workers.engine_workers import TrainingWorker
 from verl.workers.utils.losses import ppo_loss
 
 
+def described(part: Any, model: Any) -> TrainingWorkerConfig:
+    """Of the actor or the reference model, as verl's own init_model puts it together."""
+    return TrainingWorkerConfig(
+        model_type="language_model",
+        model_config=model,
+        engine_config=part.engine,
+        optimizer_config=part.optim,
+        checkpoint_config=part.checkpoint,
+    )
+
+
 def worker(overrides: list[str]) -> TrainingWorker:
     """As verl.workers.engine_workers.ActorRolloutRefWorker.init_model makes its actor."""
     config = verl_config.resolved(overrides).actor_rollout_ref
     model, actor = omega_conf_to_dataclass(config.model), omega_conf_to_dataclass(config.actor)
     actor.model_config = model
-    told = TrainingWorkerConfig(
-        model_type="language_model",
-        model_config=model,
-        engine_config=actor.engine,
-        optimizer_config=actor.optim,
-        checkpoint_config=actor.checkpoint,
-    )
+    told = described(actor, model)
     told.engine_config.use_dynamic_bsz = config.actor.use_dynamic_bsz
     told.engine_config.max_token_len_per_gpu = config.actor.ppo_max_token_len_per_gpu
     told.engine_config.use_remove_padding = model.get("use_remove_padding", False)

@@ -3,7 +3,7 @@
     python benchmarks/gpu/nodes.py WORK RANKS NODES [chain.py's words ...]       # NODES: how many GPUs, each a node
 
 To Ray, verl, torchrun and NCCL's rendezvous they are hosts of one GPU; they share this host's memory, disk and loopback. The
-cluster asks for a token, as Ray's do by default. Words for SFT or RL over all of them: `cluster.nodes=NODES`; for both at once
+cluster asks for a token, as Ray's do by default. Words for SFT or RL over all of them: `nodes=NODES`; for both at once
 on one each: `recipe=model_merging`.
 """
 

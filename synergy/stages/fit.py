@@ -128,12 +128,12 @@ def rows(settings: Mapping[str, Any], longest: int, of: Model, on: Cards) -> int
 def rl(settings: Mapping[str, Any], of: Model, on: Cards) -> Need:
     """On each GPU, with the rule's choice where nothing is told."""
     told = flatten(settings["verl"])
-    states = _width(told) * (4 * of.trained + of.frozen) // on.count
+    states, held = _width(told) * (4 * of.trained + of.frozen) // on.count, _reference(told, of, on)
     each = 2 * of.hidden * of.layers + (0 if told.get(FUSED) else LOGITS * of.vocabulary)
-    training = states + _reference(told, of, on) + int(told.get(f"{ACTOR}.ppo_max_token_len_per_gpu", 16384)) * each
+    training = states + held + int(told.get(f"{ACTOR}.ppo_max_token_len_per_gpu", 16384)) * each
     away = chosen(told, of, on) | {key: told[key] for key in OFFLOAD if told.get(key) is not None}
     beside = 0 if all(away[key] for key in OFFLOAD) else _idle(told, of, on)
-    return Need(states, max(training, beside + _reference(told, of, on) + _vllm(told, on)))
+    return Need(states, max(training, beside + held + _vllm(told, on)))
 
 
 def _width(told: Mapping[str, Any]) -> int:
