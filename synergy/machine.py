@@ -11,7 +11,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -23,6 +23,8 @@ HOST = "127.0.0.1"
 LOCAL_DISKS = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "jfs", "bcachefs", "tmpfs", "ramfs", "overlay")
 """File systems that one kernel has to itself, so that its locks hold for all who can reach them."""
 SMI_SECONDS = 60.0
+CONTAINER_MEMORY = tuple(Path("/sys/fs/cgroup", name) for name in ("memory.max", "memory/memory.limit_in_bytes"))
+"""Of cgroups version 2, and 1."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)  # loaded before any fork: `die_with_parent` runs between fork and exec
 
@@ -126,6 +128,15 @@ def gpus() -> list[str]:
 def gpu_memory() -> int:
     """Bytes of memory of this machine's smallest GPU; 0 where this process may use none, or it is not told."""
     return min((size for _, size in cards()), default=0) if gpus() else 0
+
+
+def memory() -> int:
+    """Bytes of memory of this host, or of the container, where that may use less."""
+    limits = [psutil.virtual_memory().total]
+    for file in CONTAINER_MEMORY:
+        with suppress(OSError, ValueError):  # another version of cgroups, or "max"
+            limits.append(int(file.read_text()))
+    return min(limits)
 
 
 def share(seen: Sequence[str], wide: int, count: int | None, setting: str) -> list[dict[str, str]]:

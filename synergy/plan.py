@@ -42,7 +42,7 @@ def _one(todo: Plan, console: Console) -> None:
     memory = _gpu_memory(todo.steps)
     left = cost.estimates([todo])
     hours = cost.cells(todo.steps, left)
-    names = ("disk", *["GPU memory"] * bool(memory), *["GPU hours"] * bool(hours))
+    names = ("disk", *["memory"] * bool(memory), *["GPU hours"] * bool(hours))
     table = _table("stage", "what", "action", "why", *names, "native command, in")
     for step, act, size in _cells(todo.steps):
         native = f"{stages.kind(step.stage.kind).NATIVE}\n[dim]{step.folder.relative_to(todo.space.root)}[/]"
@@ -55,10 +55,11 @@ def _one(todo: Plan, console: Console) -> None:
 
 
 def _gpu_memory(steps: Sequence[Step]) -> dict[Path, str]:
-    """Of the stages that train on GPUs: what they need at most of each, of what it has. By folder."""
+    """Of the stages that train on GPUs: what they need at most of each, and of the host, of what there is. By folder."""
     found = {step.folder: fit.needed(step.stage, step.inputs.get("base")) for step in steps if step.action != "reuse"}
     return {
         folder: f"{one[0].whole / 1e9:.0f} of {one[1].memory / 1e9:.0f} GB, on {one[1].count}"
+        + f"; host {one[0].host / 1e9:.0f} of {one[1].host / 1e9:.0f}" * bool(one[0].host and one[1].host)
         for folder, one in found.items()
         if one
     }
@@ -94,7 +95,7 @@ def _cells(steps: Sequence[Step]) -> list[tuple[Step, str, str]]:
     """Each step with its action and the disk that it needs, in words."""
     base = next((step.inputs["base"] for step in steps if "base" in step.inputs), None)
     model = disk.weights(base) if base is not None and base.is_dir() else 0
-    sizes = [disk.of_step(step, model) for step in steps]
+    sizes = [disk.of_step(step, model, steps) for step in steps]
     return [
         (step, f"[{COLOURS[step.action]}]{step.action}[/]", f"{size / 1e9:.2f} GB" if size else "-")
         for step, size in zip(steps, sizes, strict=True)

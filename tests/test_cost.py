@@ -15,7 +15,7 @@ from synergy import plan as plan_verb
 from synergy.driver import cost, ledger
 from synergy.driver import plan as driver_plan
 from synergy.driver.plan import Plan, Step
-from synergy.stages import fit
+from synergy.stages import memory
 
 BENCH = "evaluate.benchmarks=[{name: B, records: b.jsonl, kind: open}]"
 QUESTIONS = 96
@@ -25,7 +25,7 @@ QUESTIONS = 96
 def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "gpu_memory", lambda: H200)
     monkeypatch.setattr(machine, "gpus", lambda: ["0"])
-    monkeypatch.setattr(fit, "model", lambda base, frozen_vision: SMALL)
+    monkeypatch.setattr(memory, "model", lambda base, frozen_vision: SMALL)
 
 
 def planned(root: Path, *words: str) -> Plan:

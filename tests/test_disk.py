@@ -182,7 +182,8 @@ def test_estimates_follow_the_settings(tmp_path: Path) -> None:
     def told(recipe: str, kind: str, *more: str) -> float:
         planned = strategies.stages(config(recipe, *words, *more))
         found = next(s for s in planned if s.kind == kind)
-        return round(disk.of_step(step(found, {"base": model}), disk.weights(model)) / MB, 1)
+        steps = [step(one, {}) for one in planned]
+        return round(disk.of_step(step(found, {"base": model}), disk.weights(model), steps) / MB, 1)
 
     assert told("sft", "sft") == 2 + 4 + 3 * 16
     assert told("sft", "sft", "sft.choose=best") == 2 + 4 + 6 * 16, "one per epoch"
@@ -193,6 +194,10 @@ def test_estimates_follow_the_settings(tmp_path: Path) -> None:
     assert told("sft", "sft", "sft.config.save_strategy='no'") == 2 + 4
     assert told("rl", "rl") == 2 + 3 * 16
     assert told("rl", "rl", "rl.verl.trainer.max_actor_ckpt_to_keep=5") == 2 + 6 * 16
+    assert told("rl", "rl", "budget.rl_steps=50") == 2 + 16, "one, at its end"
+    assert told("rl", "rl", "budget.rl_steps=51") == 2 + 2 * 16, "one of the 50th step, one at its end"
+    assert told("rl", "rl", "budget.rl_steps=500") == 2 + 3 * 16
+    assert told("interleaved", "rl", "budget.rl_steps=150", "recipe.rounds=3") == 2 + 16, "of each round"
     assert told("ablation/rl_ppo", "rl") == 2 + 3 * 28
 
 

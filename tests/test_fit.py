@@ -21,17 +21,19 @@ from synergy.data import checks, writers
 from synergy.driver import plan as driver_plan
 from synergy.errors import UserError
 from synergy.lab import digits
-from synergy.stages import Stage, fit, rl, sft_spread
-from synergy.stages.fit import Cards, Model
+from synergy.stages import Stage, fit, fit_rl, fit_sft, memory, rl, sft_spread
+from synergy.stages.memory import Cards, Model
 from synergy.stages.verl_keys import flatten
 
 SMALL = Model(3_085_938_688, 668_684_288, 151_936, 2048, 36)
 """Qwen2.5-VL-3B."""
-LARGE = Model(7_615_616_512, 676_550_144, 152_064, 3584, 28)
+LARGE = Model(7_615_616_512, 676_550_144, 152_064, 3584, 28, tied=False)
 """Qwen2.5-VL-7B."""
 BENCH = "evaluate.benchmarks=[{name: B, records: b.jsonl, kind: open}]"
-ROLLOUT, STAYS = f"rl.verl.{fit.ROLLOUT}", f"rl.verl.{fit.REFERENCE}.param_offload=false"
+REFERENCE, MOMENTS, POLICY = (f"rl.verl.{key}" for key in fit_rl.AWAY)
+VLLM = f"rl.verl.{fit_rl.ROLLOUT}.gpu_memory_utilization"
 A100, H200 = 80 * 2**30, 141 * 10**9
+HOST = 125 * 2**30
 
 
 @functools.cache
@@ -47,48 +49,75 @@ def told(*words: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("model", "cards", "words", "away", "wide"),
     [
-        (SMALL, Cards(1, 1, A100), (), True, 1),  # 40 + 52 of 86 GB
-        (SMALL, Cards(1, 1, H200), (), False, 1),  # 40 + 85 of 141
-        (SMALL, Cards(8, 8, A100), (), False, 1),
-        (LARGE, Cards(8, 8, A100), (), False, 1),  # 12 + 52
-        (LARGE, Cards(2, 2, A100), (), True, 1),  # 47 + 52
-        (LARGE, Cards(4, 4, 40 * 10**9), (), True, 2),  # vLLM's weights: 17 of 24 GB, in two 8
-        (LARGE, Cards(3, 3, 40 * 10**9), (), True, 1),  # 3 GPUs are no whole number of pairs
-        (SMALL, Cards(1, 1, A100), (f"{ROLLOUT}.gpu_memory_utilization=0.4",), False, 1),
-        (SMALL, Cards(1, 1, A100), (f"{ROLLOUT}.gpu_memory_utilization=0.4", STAYS), True, 1),  # 15 more
-        (SMALL, Cards(8, 8, 0), (), True, 1),
-        (SMALL, Cards(0, 0, A100), (), True, 1),
-        (None, Cards(8, 8, A100), (), True, 1),
+        (SMALL, Cards(1, 1, A100), (), 2, 1),  # 40 + 52 of 79 GB; without the moments 15 + 52
+        (SMALL, Cards(1, 1, H200), (), 1, 1),  # 40 + 85 of 130, and 15 more with the reference model
+        (SMALL, Cards(1, 1, H200), (f"{VLLM}=0.4",), 0, 1),  # 55 + 56; 67 + 3 in training
+        (SMALL, Cards(1, 1, H200), (f"rl.verl.{fit_rl.ACTOR}.use_kl_loss=false",), 0, 1),  # no reference model
+        (SMALL, Cards(8, 8, A100), (), 0, 1),
+        (LARGE, Cards(8, 8, A100), (), 0, 1),  # 12 + 4 + 52
+        (LARGE, Cards(2, 2, A100), (), 2, 1),  # 47 + 52; 17 + 52
+        (LARGE, Cards(4, 4, 40 * 10**9), (), 2, 2),  # vLLM's weights: 17 of 24 GB, in two 8; policy 8 and 24 of 37
+        (LARGE, Cards(3, 3, 40 * 10**9), (), 2, 1),  # 3 GPUs are no whole number of pairs
+        (SMALL, Cards(1, 1, A100), (f"{VLLM}=0.4",), 1, 1),  # 40 + 34
+        (SMALL, Cards(1, 1, A100), (f"{VLLM}=0.4", f"{REFERENCE}=false"), 2, 1),  # 15 more
+        (SMALL, Cards(1, 1, A100), (f"{MOMENTS}=false",), 3, 1),  # 25 + 52
+        (LARGE, Cards(1, 1, H200), (), 2, 1),  # 94 + 85; 33 + 85
+        (LARGE, Cards(1, 1, H200, HOST), (), 3, 1),  # the host would need 160 GB: nothing fits
+        (LARGE, Cards(1, 1, H200, HOST), (f"{VLLM}=0.25",), 1, 1),  # 94 + 35; 99 GB of the host's 134
+        (SMALL, Cards(8, 8, 0), (), 3, 1),
+        (SMALL, Cards(0, 0, A100), (), 3, 1),
+        (None, Cards(8, 8, A100), (), 3, 1),
     ],
 )
-def test_the_rule(model: Model | None, cards: Cards, words: tuple[str, ...], away: bool, wide: int) -> None:
-    found = fit.chosen(told(*words), model, cards)
-    assert found == {**dict.fromkeys(fit.OFFLOAD, away), fit.PARALLEL: wide}
+def test_the_rule(model: Model | None, cards: Cards, words: tuple[str, ...], away: int, wide: int) -> None:
+    found = fit_rl.chosen(told(*words), model, cards)
+    assert found == {**{key: number < away for number, key in enumerate(fit_rl.AWAY)}, fit_rl.PARALLEL: wide}
 
 
 @given(st.integers(1, 4), st.sampled_from([1, 2, 4, 8]), st.integers(10**10, 2 * 10**11))
 def test_more_gpus_or_memory_never_need_more_room(nodes: int, per_node: int, memory: int) -> None:
     settings = stage("rl").settings
     less, more = Cards(nodes * per_node, per_node, memory), Cards(2 * nodes * per_node, per_node, memory)
-    assert fit.rl(settings, LARGE, more).states <= fit.rl(settings, LARGE, less).states
-    assert fit.chosen(told(), LARGE, less)[fit.PARALLEL] <= per_node
-    if not fit.chosen(told(), LARGE, less)[fit.OFFLOAD[0]]:
-        assert not fit.chosen(told(), LARGE, more)[fit.OFFLOAD[0]]
+    assert fit_rl.need(settings, LARGE, more).states <= fit_rl.need(settings, LARGE, less).states
+    assert fit_rl.need(settings, LARGE, more).host <= fit_rl.need(settings, LARGE, less).host
+    assert fit_rl.chosen(told(), LARGE, less)[fit_rl.PARALLEL] <= per_node
+    before, after = (sum(fit_rl.chosen(told(), LARGE, on)[key] for key in fit_rl.AWAY) for on in (less, more))
+    assert after <= before
+
+
+@pytest.mark.parametrize(
+    ("model", "cards", "words", "gb"),
+    [
+        (LARGE, Cards(1, 1, H200), (f"{REFERENCE}=false", f"{MOMENTS}=false", f"{POLICY}=false"), 33),  # one whole model
+        (SMALL, Cards(8, 8, H200), (), 8 * 15),  # tied: each process reads the whole reference model
+        (SMALL, Cards(16, 8, H200), (f"{MOMENTS}=true",), 8 * 15),
+        (LARGE, Cards(1, 1, H200), (f"{REFERENCE}=true", f"{MOMENTS}=true", f"{POLICY}=true"), 33 + 61 + 66 + 33),
+        (LARGE, Cards(2, 1, H200), (f"{REFERENCE}=true", f"{MOMENTS}=true", f"{POLICY}=true"), (33 + 61 + 66) / 2 + 33),
+        (LARGE, Cards(1, 1, H200), (f"{REFERENCE}=true", f"{MOMENTS}=false", f"{POLICY}=false"), 66 + 33),
+        (LARGE, Cards(1, 1, H200), (f"{VLLM}=0.25", f"+rl.verl.{fit_rl.REFERENCE}.fsdp_config.model_dtype=bf16"), 33 + 33),
+        (LARGE, Cards(1, 1, H200), (f"{VLLM}=0.25", f"+rl.verl.{fit_rl.REFERENCE}.fsdp_config.model_dtype=null"), 33 + 33),
+        (SMALL, Cards(8, 8, H200), ("rl.verl.algorithm.adv_estimator=gae",), 8 * 15 + 12 * 3.75),
+    ],
+)  # fmt: skip
+def test_what_a_host_must_hold(model: Model, cards: Cards, words: tuple[str, ...], gb: float) -> None:
+    assert fit_rl.need(stage("rl", *words).settings, model, cards).host / 1e9 == pytest.approx(gb, abs=1.5)
 
 
 def test_what_a_3b_took_on_an_h200() -> None:
-    """verl's own perf/max_memory_allocated_gb of the third step (GiB; benchmarks/results/h200.md), without fused kernels."""
-    rollout = "rl.verl.actor_rollout_ref.rollout.gpu_memory_utilization=0.4"
-    settings = stage("rl", rollout, "rl.verl.actor_rollout_ref.model.use_fused_kernels=false").settings
-    assert fit.rl(settings, SMALL, Cards(1, 1, H200)).whole == pytest.approx(101.55 * 2**30, rel=0.05)
+    """verl's own perf/max_memory_allocated_gb of the third step (GiB; benchmarks/results/h200.md), without fused kernels, the
+    reference model away."""
+    settings = stage(
+        "rl", f"{VLLM}=0.4", f"{REFERENCE}=true", "rl.verl.actor_rollout_ref.model.use_fused_kernels=false"
+    ).settings
+    assert fit_rl.need(settings, SMALL, Cards(1, 1, H200)).whole == pytest.approx(101.55 * 2**30, rel=0.05)
 
 
 def test_sharding_and_bfloat16_are_counted() -> None:
-    one = fit.sft(stage("sft", "sft.config.fsdp=null").settings, SMALL, Cards(4, 4, A100)).states
+    one = fit_sft.need(stage("sft", "sft.config.fsdp=null").settings, SMALL, Cards(4, 4, A100)).states
     assert one == 16 * SMALL.trained + 4 * SMALL.frozen
-    assert fit.sft(stage("sft").settings, SMALL, Cards(4, 4, A100)).states == one // 4
+    assert fit_sft.need(stage("sft").settings, SMALL, Cards(4, 4, A100)).states == one // 4
     half = stage("sft", "sft.config.fsdp=null", "+sft.config.pure_bf16=true").settings
-    assert fit.sft(half, SMALL, Cards(4, 4, A100)).states == one // 2
+    assert fit_sft.need(half, SMALL, Cards(4, 4, A100)).states == one // 2
 
 
 @pytest.mark.parametrize(
@@ -104,19 +133,19 @@ def test_sharding_and_bfloat16_are_counted() -> None:
 )
 def test_sft_takes_as_many_rows_at_a_time_as_fit(longest: int, cards: Cards, batch: int, made: int) -> None:
     settings = {**stage("sft").settings, "batch": batch}
-    assert fit.rows(settings, longest, SMALL, cards) == made
+    assert fit_sft.rows(settings, longest, SMALL, cards) == made
     assert sft_spread.accumulation({**settings, "gpus": cards.count}) * cards.count == batch, "null counts as 1"
 
 
 def test_the_longest_row_counts_with_its_images(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "gpu_memory", lambda: H200)
     monkeypatch.setattr(machine, "gpus", lambda: ["0"])
-    monkeypatch.setattr(fit, "model", lambda base, frozen_vision: SMALL)
+    monkeypatch.setattr(memory, "model", lambda base, frozen_vision: SMALL)
     records = [replace(record, images=("a.png",)) for record in digits.questions("train", 3)]
     rows = [(record, record.trace * (5 if n == 2 else 1), None) for n, record in enumerate(records)]
     writers.llamafactory(tmp_path, {"train": rows})
     seen: list[int] = []
-    monkeypatch.setattr(fit, "rows", lambda settings, longest, of, on: seen.append(longest) or 4)
+    monkeypatch.setattr(fit_sft, "rows", lambda settings, longest, of, on: seen.append(longest) or 4)
     for images in (5, 6000):
         (tmp_path / "train_visual_tokens.json").write_text(json.dumps({"a.png": images}))
         assert fit.micro_batch(stage("sft", "sft.gpus=1"), lab.BASE, tmp_path / "train.json", tmp_path) == 4
@@ -135,10 +164,11 @@ def test_null_rows_without_a_batch_are_refused() -> None:
 
 def test_null_keys_are_filled_in_and_others_left(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "gpu_memory", lambda: A100)
-    monkeypatch.setattr(fit, "model", lambda base, frozen_vision: SMALL)
-    mine = stage("rl", "rl.verl.trainer.n_gpus_per_node=1", f"rl.verl.{fit.OFFLOAD[1]}=false")
-    assert fit.filled(mine, lab.BASE) == {fit.OFFLOAD[0]: True, fit.PARALLEL: 1}
-    assert f"{fit.OFFLOAD[1]}=false" in rl.overrides(mine.settings)
+    monkeypatch.setattr(memory, "model", lambda base, frozen_vision: SMALL)
+    mine = stage("rl", "rl.verl.trainer.n_gpus_per_node=1", f"{MOMENTS}=false")
+    reference, moments, policy = fit_rl.AWAY
+    assert fit.filled(mine, lab.BASE) == {reference: True, policy: True, fit_rl.PARALLEL: 1}
+    assert f"{moments}=false" in rl.overrides(mine.settings)
     assert not [word for word in rl.overrides(mine.settings) if word.endswith("=null") and "offload" in word]
     assert fit.filled(plan("rl")["rl"], lab.BASE) == {}, "the tiny scale names its own"
 
@@ -147,15 +177,16 @@ def test_how_it_is_spread_is_no_part_of_the_key() -> None:
     def key(*words: str) -> Any:
         return rl.identity(stage("rl", *words).settings)
 
-    assert key() == key(f"rl.verl.{fit.OFFLOAD[0]}=true")
-    assert not [name for name in key()["verl"] if name in fit.CHOSEN]
-    assert key(f"rl.verl.{fit.PARALLEL}=2")["verl"][fit.PARALLEL] == 2, "as it always was, where it is told"
+    assert key() == key(f"{REFERENCE}=true") == key(f"{MOMENTS}=true") == key(f"{POLICY}=true")
+    assert not [name for name in key()["verl"] if name in fit_rl.CHOSEN]
+    assert key(f"rl.verl.{fit_rl.PARALLEL}=2")["verl"][fit_rl.PARALLEL] == 2, "as it always was, where it is told"
 
 
 def test_what_cannot_fit_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(machine, "gpu_memory", lambda: A100)
     monkeypatch.setattr(machine, "gpus", lambda: ["0"])
-    monkeypatch.setattr(fit, "model", lambda base, frozen_vision: LARGE)
+    monkeypatch.setattr(machine, "memory", lambda: 0)
+    monkeypatch.setattr(memory, "model", lambda base, frozen_vision: LARGE)
     for kind, way in (("sft", "pure_bf16"), ("rl", "n_gpus_per_node")):
         alone = stage(kind, "rl.verl.trainer.n_gpus_per_node=1")
         with pytest.raises(
@@ -166,16 +197,40 @@ def test_what_cannot_fit_is_refused_before_anything_starts(monkeypatch: pytest.M
     fit.check(stage("rl", "rl.verl.trainer.n_gpus_per_node=1"), None)
 
 
+def test_a_host_with_too_little_memory_is_refused_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(machine, "gpu_memory", lambda: H200)
+    monkeypatch.setattr(machine, "memory", lambda: HOST)
+    monkeypatch.setattr(memory, "model", lambda base, frozen_vision: LARGE)
+    alone = ("rl.verl.trainer.n_gpus_per_node=1",)
+    with pytest.raises(UserError, match=r"stage rl: .* 194 GB of this host's memory, of 134; make room by a lower .*"):
+        fit.check(stage("rl", *alone), tmp_path)
+    fit.check(stage("rl", *alone, f"{VLLM}=0.25"), tmp_path)
+    monkeypatch.setattr(machine, "memory", lambda: 2 * HOST)
+    fit.check(stage("rl", *alone), tmp_path)
+
+
+def test_a_container_may_have_less_memory_than_its_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for number, text in enumerate(("max\n", "1000000\n", str(2**63))):
+        (tmp_path / str(number)).write_text(text)
+    files = [tmp_path / str(number) for number in range(4)]
+    monkeypatch.setattr(machine, "CONTAINER_MEMORY", files)
+    assert machine.memory() == 1_000_000
+    monkeypatch.setattr(machine, "CONTAINER_MEMORY", [files[0], *files[2:]])
+    assert machine.memory() > 1e8
+
+
 def test_the_sizes_are_read_from_the_checkpoint(tmp_path: Path) -> None:
-    found = fit.model(lab.BASE, frozen_vision=True)
+    found = memory.model(lab.BASE, frozen_vision=True)
     assert found is not None
     config = json.loads((lab.BASE / "config.json").read_text())
     assert (found.vocabulary, found.hidden) == (config["vocab_size"], config["hidden_size"])
-    whole = fit.model(lab.BASE, frozen_vision=False)
+    whole = memory.model(lab.BASE, frozen_vision=False)
     assert whole is not None and whole.trained == found.trained + found.frozen and found.frozen > 0
     broken = make_checkpoint(tmp_path / "broken")
     (broken / "config.json").write_text("{")
-    assert fit.model(broken, True) is None and fit.model(tmp_path / "nowhere", True) is None
+    assert memory.model(broken, True) is None and memory.model(tmp_path / "nowhere", True) is None
 
 
 @pytest.mark.parametrize(
@@ -228,7 +283,8 @@ def test_plan_shows_what_each_training_stage_needs(
     by_name = {step.stage.name: told.get(step.folder) for step in todo.steps}
     assert by_name["sft"] and by_name["sft"].endswith("of 86 GB, on 2") and by_name["eval-base"] is None
     plan_verb.show(tasks, [todo])
-    assert "GPU memory" in capsys.readouterr().out
+    assert by_name["two_stage"] and f"host 0 of {machine.memory() / 1e9:.0f}" in by_name["two_stage"]
+    assert "memory" in capsys.readouterr().out
 
 
 def test_a_cluster_tells_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

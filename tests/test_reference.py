@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from test_within_update import environment, job, run
 
-from synergy.stages import fit, rl
+from synergy.stages import fit_rl, rl
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +18,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Of a model that is to stay, without the plug-in; the same with it; of one that is to go, with it."""
     folder = tmp_path_factory.mktemp("reference")
     words = job("rl", "rl")
-    told = [[*words, rl.override(f"{fit.REFERENCE}.param_offload", away)] for away in (False, True)]
+    told = [[*words, rl.override(fit_rl.AWAY[0], away)] for away in (False, True)]
     (folder / "in.json").write_text(json.dumps(told))
     env = environment(folder) | {"VERL_USE_EXTERNAL_MODULES": "synergy_verl"}
     run("verl_offloads.py", str(folder / "in.json"), str(folder / "out.json"), **env)

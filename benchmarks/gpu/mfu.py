@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from synergy.data import checks
 from synergy.driver import ledger
-from synergy.stages import fit
+from synergy.stages import memory
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -47,7 +47,7 @@ def peak(size: int = 8192, seconds: float = 3.0) -> float:
     return 2 * size**3 * count / (time.monotonic() - start)
 
 
-def flops(of: fit.Model, lengths: Sequence[float], visual: float) -> float:
+def flops(of: memory.Model, lengths: Sequence[float], visual: float) -> float:
     """Of forward and backward over rows of these tokens, and the frozen vision tower's forward. visual: tokens of images."""
     tokens, squares = sum(lengths), sum(n * n for n in lengths)
     return 6 * of.trained * tokens + 6 * of.layers * of.hidden * squares + 2 * of.frozen * PATCHES * visual
@@ -66,7 +66,7 @@ def main(argv: list[str]) -> None:
         raise SystemExit(__doc__)
     root, base = Path(argv[0]), Path(argv[1])
     gpus = int(argv[2].removeprefix("gpus=")) if len(argv) > 2 else 1
-    of = fit.model(base, True)
+    of = memory.model(base, True)
     if of is None:
         raise SystemExit(f"{base} is no checkpoint")
     best = peak()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from synergy import machine
 from synergy.cluster import needs
 from synergy.driver import disk
-from synergy.stages import Stage, fit, sft_length, within_step
+from synergy.stages import Stage, fit, memory, sft_length, within_step
 
 if TYPE_CHECKING:
     from synergy.driver.plan import Plan, Step
@@ -69,7 +69,7 @@ def estimate(step: Step, steps: Sequence[Step]) -> Estimate | None:
     """steps: of the whole plan. None for a stage without GPUs, or of a model that is not there yet."""
     stage, count = step.stage, gpus(step.stage)
     base = next((one.inputs["base"] for one in (step, *steps) if "base" in one.inputs), None)
-    of = fit.model(base, True) if count and base is not None else None
+    of = memory.model(base, True) if count and base is not None else None
     if of is None:
         return None
     tokens = _TOKENS[stage.kind](step, {one.stage.name: one for one in steps})

@@ -72,16 +72,19 @@ def native(stage: str, settings: Mapping[str, Any], count: int) -> int:
     return count * (policy + (WHOLE + MOMENTS) * rl_critic.wanted(verl))
 
 
-def of_step(step: Step, model: int) -> int:
+def of_step(step: Step, model: int, steps: Sequence[Step] = ()) -> int:
     """Bytes that a step writes at its peak: native checkpoints while it trains, one more than are kept since the oldest goes
-    last, and its published output. model: bytes of the published weights."""
+    last, and its published output. model: bytes of the published weights. steps: of the plan, which tell how long RL is."""
     if step.action == "reuse":
         return step.stored.size if step.stored is not None and step.pull == "output" else 0
     settings, kind = step.stage.settings, step.stage.kind
     if kind in ("sft", "rl"):
         count = parameters(step.inputs["base"]) if "base" in step.inputs else 0
         final = count * WHOLE if kind == "sft" else 0  # LLaMA-Factory writes the whole model at the end
-        return model + final + (_kept(kind, settings) + 1) * native(kind, settings, count)
+        most = _kept(kind, settings) + 1
+        if kind == "rl" and (saves := _saves(step, steps)):
+            most = min(most, saves)
+        return model + final + most * native(kind, settings, count)
     if kind == "merge":
         return 2 * model
     if kind == "prepare":
@@ -104,6 +107,16 @@ def _kept(kind: str, settings: Mapping[str, Any]) -> int:
     if limit is None and str(config.get("save_strategy", "steps")) == "epoch":
         return epochs
     return int(limit or KEPT_CHECKPOINTS)
+
+
+def _saves(step: Step, steps: Sequence[Step]) -> int | None:
+    """Native checkpoints that an RL stage writes in all; None where the number of its steps is not set."""
+    made = next((one.stage.settings for one in steps if one.stage.name == step.stage.inputs.get("data")), {})
+    if not made.get("steps"):
+        return None
+    every = int(step.stage.settings.get("verl", {}).get("trainer", {}).get("save_freq", -1))
+    count = math.ceil(made["steps"] / made.get("rounds", 1))
+    return math.ceil(count / every) if every > 0 else 1
 
 
 def _prepared(step: Step) -> int:
@@ -152,13 +165,13 @@ def size(folder: Path) -> int:
 def needed(steps: Sequence[Step]) -> int:
     """Bytes free at the start: all published outputs, and the native checkpoints of the largest stage."""
     model, models = _models(steps)
-    return published(steps) + max((of_step(step, model) - model for step in models), default=0)
+    return published(steps) + max((of_step(step, model, steps) - model for step in models), default=0)
 
 
 def published(steps: Sequence[Step]) -> int:
     """Bytes of all outputs that come to be."""
     model, models = _models(steps)
-    return model * len(models) + sum(of_step(step, model) for step in steps if step not in models)
+    return model * len(models) + sum(of_step(step, model, steps) for step in steps if step not in models)
 
 
 def _models(steps: Sequence[Step]) -> tuple[int, list[Step]]:

@@ -23,7 +23,7 @@ from synergy import machine, paths
 from synergy.cluster import attach, needs
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Command, Job, Progress, Stage, fit, own_reward, rl_critic, schedule, within_step
+from synergy.stages import Command, Job, Progress, Stage, fit, fit_rl, own_reward, rl_critic, schedule, within_step
 from synergy.stages.verl_keys import flatten, override
 
 IDENTITY = frozenset(
@@ -88,7 +88,7 @@ VALIDATION = {"validation_accuracy": "val-core/synergy/acc/mean@", "validation_r
 
 def _told(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys, without those that are null for `fit` to fill in: how a model is spread doesn't change the result."""
-    return {key: value for key, value in flatten(tree).items() if value is not None or key not in fit.CHOSEN}
+    return {key: value for key, value in flatten(tree).items() if value is not None or key not in fit_rl.CHOSEN}
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def sharded(config: Mapping[str, Any]) -> bool:
 
 
 def by_rule(config: Mapping[str, Any]) -> bool:
-    """Whether the rows of a micro-batch are left to the rule (synergy/stages/fit.py)."""
+    """Whether the rows of a micro-batch are left to the rule (synergy/stages/fit_sft.py)."""
     return MICRO in config and config[MICRO] is None
 
 

@@ -1,0 +1,128 @@
+"""How RL fits into the memory of the GPUs and of their hosts, and the rule for verl's keys that are left at null.
+
+verl trains float32 weights by default (model_dtype fp32); W is bytes of a weight, 4 or 2. Bytes on a GPU, shared out among all:
+
+    states       W x 4 a trained parameter (weight, gradient, Adam's two moments), W a frozen one
+    activations  of a micro-batch's tokens: 2 x hidden size x layers with gradient checkpointing, and memory.LOGITS x vocabulary
+                 for the logits, which verl's fused kernels save
+    vLLM         gpu_memory_utilization of the GPU while it generates; it sleeps while the policy trains
+    reference    W a parameter, where it stays on the GPU (launch/plugins/verl_reference.py)
+
+Bytes of a host, of which it has the most while the reference model is loaded, or while the policy is saved:
+
+    away         what is sent there: weights W, moments 2 W; the reference model's twice, as they are pinned (PINNED)
+    loading      a whole model by each process that reads it: all of the node's, or the first where embeddings are not tied
+    saving       the whole policy by the first process
+    critic       of PPO: weights 4, moments 8 a parameter, away (recipes/rl/paper.yaml)
+
+The rule takes the first of these ways with which all stands in 92 % of the GPU, while vLLM generates and while the policy
+trains, and in 85 % of the host's memory: nothing away; the reference model away, which costs a start of the stage; then Adam's
+moments, which costs each step; then the weights. Where none does, or the GPU is not known, all go. tensor_model_parallel_size
+is the smallest power of two that divides a node's GPUs and with which vLLM's weights take at most half of its share; 1 where
+the GPU is not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from synergy.stages.memory import HOST_USABLE, LOGITS, USABLE, Cards, Model, Need
+from synergy.stages.verl_keys import flatten
+
+ACTOR, ROLLOUT, REFERENCE = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.ref"
+FUSED = "actor_rollout_ref.model.use_fused_kernels"
+AWAY = (
+    f"{REFERENCE}.fsdp_config.param_offload",
+    f"{ACTOR}.fsdp_config.optimizer_offload",
+    f"{ACTOR}.fsdp_config.param_offload",
+)
+"""In the order in which the rule sends them away."""
+PARALLEL = f"{ROLLOUT}.tensor_model_parallel_size"
+CHOSEN = (*AWAY, PARALLEL)
+"""verl's keys that the rule fills in where they are null."""
+FLOAT32 = ("fp32", "float32", "32")
+"""verl's words for it (utils/torch_dtypes.py); its others are of two bytes."""
+PINNED = 2
+"""FSDP2 pins the shards that it makes, and again those that it loads; pinned memory isn't given back."""
+
+
+def need(settings: Mapping[str, Any], of: Model, on: Cards) -> Need:
+    """With the rule's choice where nothing is told."""
+    told = flatten(settings["verl"])
+    told = _either(told, chosen(told, of, on))
+    training, generating = _on_gpu(told, of, on)
+    return Need(_states(told, of, on), max(training, generating), _on_host(told, of, on))
+
+
+def chosen(told: Mapping[str, Any], of: Model | None, on: Cards) -> dict[str, Any]:
+    """The rule's values of CHOSEN. told: verl's keys, dotted."""
+    away, wide = len(AWAY), 1
+    if of is not None and on.memory and on.count:
+        away = next((number for number in range(len(AWAY) + 1) if _fits(_either(told, _sent(number)), of, on)), away)
+        while 4 * of.whole > wide * _vllm(told, on) and on.per_node % (2 * wide) == 0:
+            wide *= 2
+    return {**_sent(away), PARALLEL: wide}
+
+
+def _either(told: Mapping[str, Any], rule: Mapping[str, Any]) -> dict[str, Any]:
+    return {**told, **{key: value for key, value in rule.items() if told.get(key) is None}}
+
+
+def _sent(count: int) -> dict[str, bool]:
+    return {key: number < count for number, key in enumerate(AWAY)}
+
+
+def _fits(told: Mapping[str, Any], of: Model, on: Cards) -> bool:
+    """The policy trains on the GPU, whatever is sent away between: where it alone is too much, no way would be left."""
+    training, generating = _on_gpu(told, of, on)
+    held = 0 if told.get(AWAY[0]) else training
+    return max(held, generating) <= USABLE * on.memory and (
+        not on.host or _on_host(told, of, on) <= HOST_USABLE * on.host
+    )
+
+
+def _on_gpu(told: Mapping[str, Any], of: Model, on: Cards) -> tuple[int, int]:
+    """While the policy trains, and while vLLM generates."""
+    width, (reference, moments, policy) = _width(told, ACTOR), (not told.get(key) for key in AWAY)
+    held = reference * _reference(told, of) // on.count
+    each = 2 * of.hidden * of.layers + (0 if told.get(FUSED) else LOGITS * of.vocabulary)
+    tokens = int(told.get(f"{ACTOR}.ppo_max_token_len_per_gpu", 16384))
+    idle = width * (2 * of.trained * moments + of.whole * policy) // on.count
+    return _states(told, of, on) + held + tokens * each, idle + held + _vllm(told, on)
+
+
+def _on_host(told: Mapping[str, Any], of: Model, on: Cards) -> int:
+    width, (reference, moments, policy) = _width(told, ACTOR), (bool(told.get(key)) for key in AWAY)
+    readers = on.per_node if of.tied else 1
+
+    def here(size: int) -> int:
+        return size * on.per_node // on.count
+
+    weights, pinned = here(policy * width * of.whole), here(reference * PINNED * _reference(told, of))
+    critic = here((4 + 8) * of.whole) if told.get("algorithm.adv_estimator") == "gae" else 0
+    loading = weights + readers * _reference(told, of) + pinned
+    running = weights + here(moments * 2 * width * of.trained) + pinned + width * of.whole
+    return critic + max(readers * width * of.whole, loading, running)
+
+
+def _states(told: Mapping[str, Any], of: Model, on: Cards) -> int:
+    return _width(told, ACTOR) * (4 * of.trained + of.frozen) // on.count
+
+
+def _reference(told: Mapping[str, Any], of: Model) -> int:
+    """Bytes of the whole reference model; 0 without one."""
+    there = told.get(f"{ACTOR}.use_kl_loss") or told.get("algorithm.use_kl_in_reward")
+    return _width(told, REFERENCE) * of.whole if there else 0
+
+
+def _width(told: Mapping[str, Any], role: str) -> int:
+    """Bytes of a weight. null is float32 for what is trained, bfloat16 else (workers/engine/fsdp/transformer_impl.py)."""
+    found = told.get(f"{role}.fsdp_config.model_dtype", "fp32")
+    if found is None:
+        return 4 if role == ACTOR else 2
+    return 4 if str(found) in FLOAT32 else 2
+
+
+def _vllm(told: Mapping[str, Any], on: Cards) -> int:
+    return int(float(told.get(f"{ROLLOUT}.gpu_memory_utilization", 0.5)) * on.memory)
