@@ -18,6 +18,7 @@ from test_strategies import plan
 from synergy import compose, lab, machine
 from synergy import plan as plan_verb
 from synergy.data import checks, writers
+from synergy.driver import checkpoint
 from synergy.driver import plan as driver_plan
 from synergy.errors import UserError
 from synergy.lab import digits
@@ -50,8 +51,8 @@ def told(*words: str) -> dict[str, Any]:
     ("model", "cards", "words", "away", "wide"),
     [
         (SMALL, Cards(1, 1, A100), (), 2, 1),  # 40 + 52 of 79 GB; without the moments 15 + 52
-        (SMALL, Cards(1, 1, H200), (), 1, 1),  # 40 + 85 of 130, and 15 more with the reference model
-        (SMALL, Cards(1, 1, H200), (f"{VLLM}=0.4",), 0, 1),  # 55 + 56; 67 + 3 in training
+        (SMALL, Cards(1, 1, H200), (), 1, 1),  # 40 + 85 of 130, and 8 more with the reference model
+        (SMALL, Cards(1, 1, H200), (f"{VLLM}=0.4",), 0, 1),  # 48 + 56; 60 + 3 in training
         (SMALL, Cards(1, 1, H200), (f"rl.verl.{fit_rl.ACTOR}.use_kl_loss=false",), 0, 1),  # no reference model
         (SMALL, Cards(8, 8, A100), (), 0, 1),
         (LARGE, Cards(8, 8, A100), (), 0, 1),  # 12 + 4 + 52
@@ -59,11 +60,11 @@ def told(*words: str) -> dict[str, Any]:
         (LARGE, Cards(4, 4, 40 * 10**9), (), 2, 2),  # vLLM's weights: 17 of 24 GB, in two 8; policy 8 and 24 of 37
         (LARGE, Cards(3, 3, 40 * 10**9), (), 2, 1),  # 3 GPUs are no whole number of pairs
         (SMALL, Cards(1, 1, A100), (f"{VLLM}=0.4",), 1, 1),  # 40 + 34
-        (SMALL, Cards(1, 1, A100), (f"{VLLM}=0.4", f"{REFERENCE}=false"), 2, 1),  # 15 more
+        (SMALL, Cards(1, 1, A100), (f"{VLLM}=0.4", f"{REFERENCE}=false"), 2, 1),  # 8 more
         (SMALL, Cards(1, 1, A100), (f"{MOMENTS}=false",), 3, 1),  # 25 + 52
         (LARGE, Cards(1, 1, H200), (), 2, 1),  # 94 + 85; 33 + 85
-        (LARGE, Cards(1, 1, H200, HOST), (), 3, 1),  # the host would need 160 GB: nothing fits
-        (LARGE, Cards(1, 1, H200, HOST), (f"{VLLM}=0.25",), 1, 1),  # 94 + 35; 99 GB of the host's 134
+        (LARGE, Cards(1, 1, H200, HOST), (), 3, 1),  # the host would need 127 GB, or more: nothing fits
+        (LARGE, Cards(1, 1, H200, HOST), (f"{VLLM}=0.25",), 1, 1),  # 94 + 35; 66 GB of the host's 134
         (SMALL, Cards(8, 8, 0), (), 3, 1),
         (SMALL, Cards(0, 0, A100), (), 3, 1),
         (None, Cards(8, 8, A100), (), 3, 1),
@@ -71,7 +72,9 @@ def told(*words: str) -> dict[str, Any]:
 )
 def test_the_rule(model: Model | None, cards: Cards, words: tuple[str, ...], away: int, wide: int) -> None:
     found = fit_rl.chosen(told(*words), model, cards)
-    assert found == {**{key: number < away for number, key in enumerate(fit_rl.AWAY)}, fit_rl.PARALLEL: wide}
+    dtype = "fp32" if model is None else "bf16"
+    sent = {key: number < away for number, key in enumerate(fit_rl.AWAY)}
+    assert found == {**sent, fit_rl.PARALLEL: wide, fit_rl.REFERENCE_DTYPE: dtype}
 
 
 @given(st.integers(1, 4), st.sampled_from([1, 2, 4, 8]), st.integers(10**10, 2 * 10**11))
@@ -89,13 +92,13 @@ def test_more_gpus_or_memory_never_need_more_room(nodes: int, per_node: int, mem
     ("model", "cards", "words", "gb"),
     [
         (LARGE, Cards(1, 1, H200), (f"{REFERENCE}=false", f"{MOMENTS}=false", f"{POLICY}=false"), 33),  # one whole model
-        (SMALL, Cards(8, 8, H200), (), 8 * 15),  # tied: each process reads the whole reference model
+        (SMALL, Cards(8, 8, H200), (), 8 * 15),  # tied: each process reads the whole model
         (SMALL, Cards(16, 8, H200), (f"{MOMENTS}=true",), 8 * 15),
-        (LARGE, Cards(1, 1, H200), (f"{REFERENCE}=true", f"{MOMENTS}=true", f"{POLICY}=true"), 33 + 61 + 66 + 33),
-        (LARGE, Cards(2, 1, H200), (f"{REFERENCE}=true", f"{MOMENTS}=true", f"{POLICY}=true"), (33 + 61 + 66) / 2 + 33),
-        (LARGE, Cards(1, 1, H200), (f"{REFERENCE}=true", f"{MOMENTS}=false", f"{POLICY}=false"), 66 + 33),
-        (LARGE, Cards(1, 1, H200), (f"{VLLM}=0.25", f"+rl.verl.{fit_rl.REFERENCE}.fsdp_config.model_dtype=bf16"), 33 + 33),
-        (LARGE, Cards(1, 1, H200), (f"{VLLM}=0.25", f"+rl.verl.{fit_rl.REFERENCE}.fsdp_config.model_dtype=null"), 33 + 33),
+        (LARGE, Cards(1, 1, H200), (f"{REFERENCE}=true", f"{MOMENTS}=true", f"{POLICY}=true"), 33 + 61 + 33 + 33),
+        (LARGE, Cards(2, 1, H200), (f"{REFERENCE}=true", f"{MOMENTS}=true", f"{POLICY}=true"), (33 + 61 + 33) / 2 + 33),
+        (LARGE, Cards(1, 1, H200), (f"{REFERENCE}=true", f"{MOMENTS}=false", f"{POLICY}=false"), 33 + 33),
+        (LARGE, Cards(1, 1, H200), (f"{VLLM}=0.25", f"rl.verl.{fit_rl.REFERENCE_DTYPE}=fp32"), 4 * 33),
+        (LARGE, Cards(1, 1, H200), (f"{VLLM}=0.25", f"rl.verl.{fit_rl.REFERENCE_DTYPE}=bf16"), 33 + 33),
         (SMALL, Cards(8, 8, H200), ("rl.verl.algorithm.adv_estimator=gae",), 8 * 15 + 12 * 3.75),
     ],
 )  # fmt: skip
@@ -167,7 +170,8 @@ def test_null_keys_are_filled_in_and_others_left(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(memory, "model", lambda base, frozen_vision: SMALL)
     mine = stage("rl", "rl.verl.trainer.n_gpus_per_node=1", f"{MOMENTS}=false")
     reference, moments, policy = fit_rl.AWAY
-    assert fit.filled(mine, lab.BASE) == {reference: True, policy: True, fit_rl.PARALLEL: 1}
+    dtype = {fit_rl.REFERENCE_DTYPE: "bf16"}
+    assert fit.filled(mine, lab.BASE) == {reference: True, policy: True, fit_rl.PARALLEL: 1, **dtype}
     assert f"{moments}=false" in rl.overrides(mine.settings)
     assert not [word for word in rl.overrides(mine.settings) if word.endswith("=null") and "offload" in word]
     assert fit.filled(plan("rl")["rl"], lab.BASE) == {}, "the tiny scale names its own"
@@ -204,7 +208,7 @@ def test_a_host_with_too_little_memory_is_refused_before_anything_starts(
     monkeypatch.setattr(machine, "memory", lambda: HOST)
     monkeypatch.setattr(memory, "model", lambda base, frozen_vision: LARGE)
     alone = ("rl.verl.trainer.n_gpus_per_node=1",)
-    with pytest.raises(UserError, match=r"stage rl: .* 194 GB of this host's memory, of 134; make room by a lower .*"):
+    with pytest.raises(UserError, match=r"stage rl: .* 160 GB of this host's memory, of 134; make room by a lower .*"):
         fit.check(stage("rl", *alone), tmp_path)
     fit.check(stage("rl", *alone, f"{VLLM}=0.25"), tmp_path)
     monkeypatch.setattr(machine, "memory", lambda: 2 * HOST)
@@ -228,6 +232,8 @@ def test_the_sizes_are_read_from_the_checkpoint(tmp_path: Path) -> None:
     assert (found.vocabulary, found.hidden) == (config["vocab_size"], config["hidden_size"])
     whole = memory.model(lab.BASE, frozen_vision=False)
     assert whole is not None and whole.trained == found.trained + found.frozen and found.frozen > 0
+    kinds = {tensor.dtype for tensor in checkpoint.read(lab.BASE).values()}
+    assert (found.half, found.tied) == (kinds == {"BF16"}, config["tie_word_embeddings"])
     broken = make_checkpoint(tmp_path / "broken")
     (broken / "config.json").write_text("{")
     assert memory.model(broken, True) is None and memory.model(tmp_path / "nowhere", True) is None

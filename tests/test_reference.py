@@ -1,4 +1,5 @@
-"""launch/plugins/verl_reference.py: where verl's reference model lies is what its key says, with verl's own engine."""
+"""launch/plugins/verl_reference.py and verl_positions.py: where verl's reference model lies is what its key says, and in
+bfloat16 it computes what it computes in float32; with verl's own engine."""
 
 from __future__ import annotations
 
@@ -11,26 +12,43 @@ from test_within_update import environment, job, run
 from synergy.stages import fit_rl, rl
 
 pytestmark = pytest.mark.slow
+COMPUTE = "++actor_rollout_ref.ref.fsdp_config.mixed_precision.param_dtype=bf16"
+"""As on GPUs: FSDP casts weights of float32 before it computes."""
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Of a model that is to stay, without the plug-in; the same with it; of one that is to go, with it."""
     folder = tmp_path_factory.mktemp("reference")
-    words = job("rl", "rl")
-    told = [[*words, rl.override(fit_rl.AWAY[0], away)] for away in (False, True)]
-    (folder / "in.json").write_text(json.dumps(told))
+    words = [*job("rl", "rl"), COMPUTE]
+
+    def told(away: bool, dtype: str) -> list[str]:
+        return [*words, rl.override(fit_rl.AWAY[0], away), rl.override(fit_rl.REFERENCE_DTYPE, dtype)]
+
+    cases = {
+        "stock": [told(False, "fp32"), told(False, "bf16")],
+        "changed": [told(False, "fp32"), told(False, "bf16"), told(True, "fp32")],
+    }
+    (folder / "in.json").write_text(json.dumps(cases))
     env = environment(folder) | {"VERL_USE_EXTERNAL_MODULES": "synergy_verl"}
-    run("verl_offloads.py", str(folder / "in.json"), str(folder / "out.json"), **env)
+    run("verl_references.py", str(folder / "in.json"), str(folder / "out.json"), **env)
     return json.loads((folder / "out.json").read_text())
 
 
 def test_it_stays_or_goes_as_the_key_says_and_is_the_same_model(found: Any) -> None:
-    _, stays, goes = found
-    assert stays[0] == ["NoneType"] and goes[0] == ["CPUOffloadPolicy"]
-    assert stays[1] and goes[1], "a model that is only read"
-    assert stays[2] == goes[2]
+    stays, _, goes = found["changed"]
+    assert stays["policies"] == ["NoneType"] and goes["policies"] == ["CPUOffloadPolicy"]
+    assert stays["read_only"] and goes["read_only"]
+    assert stays["sum"] == goes["sum"] and stays["logits"] == goes["logits"]
 
 
-def test_the_reason_is_still_there(found: Any) -> None:
-    assert found[0][0] == ["CPUOffloadPolicy"], "verl heeds its key: the plug-in can go"
+def test_half_the_bytes_compute_the_same(found: Any) -> None:
+    whole, half, _ = found["changed"]
+    assert (whole["dtypes"], half["dtypes"]) == (["torch.float32"], ["torch.bfloat16"])
+    assert half["logits"] == whole["logits"]
+
+
+def test_the_reasons_are_still_there(found: Any) -> None:
+    whole, half = found["stock"]
+    assert whole["policies"] == ["CPUOffloadPolicy"], "verl heeds its key: verl_reference can go"
+    apart = max(abs(a - b) for a, b in zip(whole["logits"], half["logits"], strict=True))
+    assert apart > 0.1, "verl keeps the rotary frequencies in float32: verl_positions can go"

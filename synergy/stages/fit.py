@@ -88,6 +88,6 @@ def check(stage: Stage, base: Path | None) -> None:
     if on.host and need.host > HOST_USABLE * on.host:
         raise UserError(
             f"stage {stage.name}: what the GPUs have no room for takes {need.host / 1e9:.0f} GB of this host's memory, of "
-            f"{on.host / 1e9:.0f}; make room by a lower rl.verl.{fit_rl.ROLLOUT}.gpu_memory_utilization, halve the "
-            f"reference model by rl.verl.{fit_rl.REFERENCE}.fsdp_config.model_dtype=bf16, or take {ways}"
+            f"{on.host / 1e9:.0f}; make room by a lower "
+            f"rl.verl.{fit_rl.ROLLOUT}.gpu_memory_utilization, or take {ways}"
         )

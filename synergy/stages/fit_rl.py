@@ -11,7 +11,8 @@ verl trains float32 weights by default (model_dtype fp32); W is bytes of a weigh
 Bytes of a host, of which it has the most while the reference model is loaded, or while the policy is saved:
 
     away         what is sent there: weights W, moments 2 W; the reference model's twice, as they are pinned (PINNED)
-    loading      a whole model by each process that reads it: all of the node's, or the first where embeddings are not tied
+    loading      a whole model by each process that reads it: all of the node's, or the first where embeddings are not tied; and
+                 a third copy of a reference model that is sent there (7B in float32: Ray ended it with 122 of 126 GB taken)
     saving       the whole policy by the first process
     critic       of PPO: weights 4, moments 8 a parameter, away (recipes/rl/paper.yaml)
 
@@ -19,7 +20,8 @@ The rule takes the first of these ways with which all stands in 92 % of the GPU,
 trains, and in 85 % of the host's memory: nothing away; the reference model away, which costs a start of the stage; then Adam's
 moments, which costs each step; then the weights. Where none does, or the GPU is not known, all go. tensor_model_parallel_size
 is the smallest power of two that divides a node's GPUs and with which vLLM's weights take at most half of its share; 1 where
-the GPU is not known.
+the GPU is not known. The reference model is loaded as its checkpoint is: in bfloat16 it computes what it computes in float32,
+as FSDP casts weights before (launch/plugins/verl_positions.py; tests/test_reference.py).
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ AWAY = (
 )
 """In the order in which the rule sends them away."""
 PARALLEL = f"{ROLLOUT}.tensor_model_parallel_size"
-CHOSEN = (*AWAY, PARALLEL)
+REFERENCE_DTYPE = f"{REFERENCE}.fsdp_config.model_dtype"
+CHOSEN = (*AWAY, PARALLEL, REFERENCE_DTYPE)
 """verl's keys that the rule fills in where they are null."""
 FLOAT32 = ("fp32", "float32", "32")
 """verl's words for it (utils/torch_dtypes.py); its others are of two bytes."""
@@ -57,12 +60,13 @@ def need(settings: Mapping[str, Any], of: Model, on: Cards) -> Need:
 
 def chosen(told: Mapping[str, Any], of: Model | None, on: Cards) -> dict[str, Any]:
     """The rule's values of CHOSEN. told: verl's keys, dotted."""
-    away, wide = len(AWAY), 1
+    away, wide, dtype = len(AWAY), 1, "bf16" if of is not None and of.half else "fp32"
+    told = _either(told, {REFERENCE_DTYPE: dtype})
     if of is not None and on.memory and on.count:
         away = next((number for number in range(len(AWAY) + 1) if _fits(_either(told, _sent(number)), of, on)), away)
         while 4 * of.whole > wide * _vllm(told, on) and on.per_node % (2 * wide) == 0:
             wide *= 2
-    return {**_sent(away), PARALLEL: wide}
+    return {**_sent(away), PARALLEL: wide, REFERENCE_DTYPE: dtype}
 
 
 def _either(told: Mapping[str, Any], rule: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,10 +103,10 @@ def _on_host(told: Mapping[str, Any], of: Model, on: Cards) -> int:
     def here(size: int) -> int:
         return size * on.per_node // on.count
 
-    weights, pinned = here(policy * width * of.whole), here(reference * PINNED * _reference(told, of))
+    weights, copy = here(policy * width * of.whole), here(reference * _reference(told, of))
     critic = here((4 + 8) * of.whole) if told.get("algorithm.adv_estimator") == "gae" else 0
-    loading = weights + readers * _reference(told, of) + pinned
-    running = weights + here(moments * 2 * width * of.trained) + pinned + width * of.whole
+    loading = weights + readers * _reference(told, of) + (PINNED + 1) * copy
+    running = weights + here(moments * 2 * width * of.trained) + PINNED * copy + width * of.whole
     return critic + max(readers * width * of.whole, loading, running)
 
 

@@ -21,7 +21,7 @@ LOGITS = 18
 @dataclass(frozen=True)
 class Model:
     """Parameters that are trained and that are not, and the sizes that activations go by. tied: output layer and embeddings are
-    the same parameters, which count once."""
+    the same parameters, which count once. half: the checkpoint's weights are bfloat16."""
 
     trained: int
     frozen: int
@@ -29,6 +29,7 @@ class Model:
     hidden: int
     layers: int
     tied: bool = True
+    half: bool = True
 
     @property
     def whole(self) -> int:
@@ -69,4 +70,5 @@ def model(base: Path, frozen_vision: bool) -> Model | None:
     count, vision = checkpoint.parameters(tensors), 0
     if frozen_vision:
         vision = checkpoint.parameters({n: t for n, t in tensors.items() if n.startswith("visual.")})
-    return Model(count - vision, vision, *sizes, tied=bool(told.get("tie_word_embeddings", False)))
+    half = {tensor.dtype for tensor in tensors.values()} == {"BF16"}
+    return Model(count - vision, vision, *sizes, tied=bool(told.get("tie_word_embeddings", False)), half=half)
