@@ -20,7 +20,7 @@ import numpy as np
 
 from synergy.driver import checkpoint
 from synergy.driver.checkpoint import Tensor
-from synergy.driver.values import side_by_side
+from synergy.driver.values import each, side_by_side
 from synergy.errors import UserError
 
 PATTERNS = (
@@ -120,10 +120,16 @@ def compare(base: Path, sft: Path, rl: Path) -> list[Module]:
             tensors.pop("lm_head.weight", None)
     _same(models, (base, sft, rl))
     table = _Table()
-    for name in models[0]:
-        sums = table.at(*place(name))
-        for pieces in side_by_side([tensors[name] for tensors in models]):
-            sums.add(*pieces)
+
+    def added(tensor: Tensor) -> Sums:
+        made = Sums()
+        for pieces in side_by_side([tensors[tensor.name] for tensors in models]):
+            made.add(*pieces)
+        return made
+
+    for name, sums in each(added, models[0].values()).items():
+        whole = table.at(*place(name))
+        whole += sums
     order = [part for _, part in PATTERNS] + ["other"]
     places = sorted(table.sums, key=lambda at: (order.index(at[0]), at[1] or 0))
     rows = [_row(part, layer, table.sums[part, layer]) for part, layer in places]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from synergy.driver.checkpoint import Tensor
-from synergy.driver.values import ROUNDOFF, SMALLEST, side_by_side
+from synergy.driver.values import ROUNDOFF, SMALLEST, each, side_by_side
 from synergy.errors import StageFailed
 from synergy.stages.merge import DTYPES
 
@@ -42,12 +42,15 @@ def verify(made: Mapping[str, Tensor], models: Models, settings: Mapping[str, An
             f"(first: {extra[:3]}); its list of Qwen2.5-VL's tensors does not fit this model"
         )
     check = _exact if settings["method"] in EXACT else _moved
-    worst = 0.0
-    for name, tensor in made.items():
-        inputs = {role: tensors[name] for role, tensors in models.items()}
-        if tensor.shape != base[name].shape:
-            raise StageFailed(f"mergekit made {name} of shape {tensor.shape}, the base has {base[name].shape}")
-        worst = max(worst, check(tensor, inputs, settings))
+
+    def one(tensor: Tensor) -> float:
+        if tensor.shape != base[tensor.name].shape:
+            raise StageFailed(
+                f"mergekit made {tensor.name} of shape {tensor.shape}, the base has {base[tensor.name].shape}"
+            )
+        return check(tensor, {role: tensors[tensor.name] for role, tensors in models.items()}, settings)
+
+    worst = max(each(one, made.values()).values(), default=0.0)
     figures: dict[str, Any] = {"verified": len(made)}
     return figures | ({"largest_error": worst} if settings["method"] in EXACT else {})
 
