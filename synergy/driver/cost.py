@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SFT_START, SFT_FLOPS = 57.0, 175e12
 """Seconds, with the check of the model before and with saving and publishing after; FLOPs a second."""
-RL_START, RL_FLOPS = 140.0, 42e12
+RL_START, RL_FLOPS = 104.0, 48e12
 SERVER_START, SERVER_TOKENS = 70.0, 7000 * 3.75e9
 """Seconds; tokens a second times parameters."""
 PROMPT, RESPONSE, TRACE = 512, 1024, 4096
