@@ -70,7 +70,8 @@ def chosen(told: Mapping[str, Any], of: Model | None, on: Cards) -> dict[str, An
 
 
 def _either(told: Mapping[str, Any], rule: Mapping[str, Any]) -> dict[str, Any]:
-    return {**told, **{key: value for key, value in rule.items() if told.get(key) is None}}
+    """The rule's values where verl's key is null; a key that is not there has verl's default."""
+    return {**told, **{key: rule[key] for key, value in told.items() if value is None and key in rule}}
 
 
 def _sent(count: int) -> dict[str, bool]:
