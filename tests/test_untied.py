@@ -90,6 +90,26 @@ def test_two_ranks_of_verls_actor_train_it_as_one_does(models: tuple[Any, Any], 
     assert moved(two)["lm_head.weight"].any()
 
 
+def test_two_ranks_hold_it_in_bfloat16_as_one_does(models: tuple[Any, Any], untied: Path, tmp_path: Path) -> None:
+    """As a reference model is held whose checkpoint is so; its frequencies, too, on a rank that began with empty weights."""
+    half = rl.override("actor_rollout_ref.actor.fsdp_config.model_dtype", "bf16")
+    compute = "++actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16"
+    plug_ins = plan("rl")["rl"].settings["env"]["VERL_USE_EXTERNAL_MODULES"]
+    made = {
+        ranks: updates(
+            tmp_path / str(ranks),
+            case(models, untied, *FUSED, half, compute),
+            ranks,
+            VERL_USE_EXTERNAL_MODULES=plug_ins,
+        )["it"]
+        for ranks in (1, 2)
+    }
+    assert {str(value.dtype) for one in made.values() for value in one["before"].values()} == {"torch.bfloat16"}
+    assert all((made[2]["before"][name] == value).all() for name, value in made[1]["before"].items())
+    norms = [one["metrics"]["grad_norm"][0] for one in made.values()]
+    assert norms[0] == pytest.approx(norms[1], rel=0.02)
+
+
 def test_verl_shards_the_output_layer_by_itself_still(models: tuple[Any, Any], untied: Path, tmp_path: Path) -> None:
     """Without that half of the plug-in, on one rank: if this trains, the half can go."""
     with pytest.raises(AssertionError, match=r"mixed torch\.Tensor and DTensor"):
