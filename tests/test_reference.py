@@ -4,11 +4,14 @@ bfloat16 it computes what it computes in float32; with verl's own engine."""
 from __future__ import annotations
 
 import json
+import subprocess
 from typing import Any
 
 import pytest
+from test_strategies import plan
 from test_within_update import environment, job, run
 
+from synergy import environments, paths
 from synergy.stages import fit_rl, rl
 
 pytestmark = pytest.mark.slow
@@ -52,3 +55,19 @@ def test_the_reasons_are_still_there(found: Any) -> None:
     assert whole["policies"] == ["CPUOffloadPolicy"], "verl heeds its key: verl_reference can go"
     apart = max(abs(a - b) for a, b in zip(whole["logits"], half["logits"], strict=True))
     assert apart > 0.1, "verl keeps the rotary frequencies in float32: verl_positions can go"
+
+
+PLACES = """
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
+print(FSDPEngine._build_fsdp_module.__module__, FSDPEngine._build_module.__module__)
+"""
+
+
+@pytest.mark.parametrize("scale", ["tiny", "qwen2_5_vl_7b"])
+def test_a_process_of_verls_has_both(scale: str) -> None:
+    words = ["scale=qwen2_5_vl_7b", "data.source=/data"] if scale != "tiny" else []
+    told = plan("rl", *words)["rl"].settings["env"]
+    env = {**told, "VERL_PLATFORM": "cpu", "PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1"}
+    argv = [str(environments.locate("verl")), "-c", PLACES]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True)
+    assert done.stdout.split()[-2:] == ["verl_reference", "verl_positions"], done.stderr[-2000:]

@@ -14,10 +14,10 @@ from typing import Any
 
 
 class Finder:
-    """Meta path finder for one module: it is loaded as ever, then given to `change`."""
+    """Meta path finder for one module: it is loaded as ever, then given to each of `changes`."""
 
-    def __init__(self, name: str, change: Callable[[Any], None]) -> None:
-        self.name, self.change = name, change
+    def __init__(self, name: str) -> None:
+        self.name, self.changes = name, list[Callable[[Any], None]]()
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> Any:
         if name != self.name:
@@ -27,15 +27,23 @@ class Finder:
 
         def exec_module(module: Any) -> None:
             load(module)
-            self.change(module)
+            for change in self.changes:
+                change(module)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
+_finders: dict[str, Finder] = {}
+
+
 def after_import(name: str, change: Callable[[Any], None]) -> None:
-    """Have `change` called with the module `name`: at once if it is imported already, else as soon as it is."""
+    """Have `change` called with the module `name`: at once if it is imported already, else as soon as it is, after those that
+    asked before."""
     if module := sys.modules.get(name):
         change(module)
-    else:
-        sys.meta_path.insert(0, Finder(name, change))
+        return
+    if name not in _finders:
+        _finders[name] = Finder(name)
+        sys.meta_path.insert(0, _finders[name])
+    _finders[name].changes.append(change)
