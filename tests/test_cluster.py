@@ -29,6 +29,9 @@ SBATCH = {"job-name", "nodes", "ntasks-per-node", "exclusive", "gpus-per-node", 
 """Of sbatch(1), Slurm 20.11 and newer, those that the template uses."""
 
 
+GPUS = "rl.verl.trainer.n_gpus_per_node=4"
+
+
 def node(gpus: int, cpus: float = 8.0, memory_gb: float = 64.0) -> Node:
     return Node("id", "name", gpus, cpus, memory_gb)
 
@@ -44,7 +47,7 @@ def test_stages_say_what_they_need_and_their_settings_are_otherwise_the_same() -
     there, here = (strategies.stages(config("model_merging", *more)) for more in (words, ()))
     found = {stage.name: needs.of(stage) for stage in there}
     assert found["sft"] == Need(2, 4) and found["eval-base"] == Need(1, 1)
-    assert found["rl"] == Need(2, 4, 12), "verl claims three CPUs beside each GPU"
+    assert found["rl"] == Need(2, 4, 12, other_cpus=2), "verl claims three CPUs beside each GPU, and two for its queue"
     assert found["data"] is found["merge-0.5"] is None
     for one, other in zip(there, here, strict=True):
         settings = {name: value for name, value in one.settings.items() if name != needs.SETTING}
@@ -55,6 +58,18 @@ def test_stages_say_what_they_need_and_their_settings_are_otherwise_the_same() -
 def test_verl_claims_as_many_cpus_beside_each_gpu_still() -> None:
     base = pytest.importorskip("verl.single_controller.ray.base")
     assert base.ResourcePoolManager.max_colocate_count == needs.VERL_CPUS
+
+
+def test_rl_claims_the_cpus_of_verls_queue_too() -> None:
+    asked = {
+        stage.kind: needs.of(stage)
+        for stage in strategies.stages(config("rl", "cluster=ray", "scale=qwen2_5_vl_7b", "data.source=/data", GPUS))
+        if needs.of(stage)
+    }
+    assert (asked["rl"].cpus, asked["rl"].other_cpus, asked["evaluate"].other_cpus) == (12, 9, 0)
+    fewer = f"+rl.verl.{needs.UNITS}=2"
+    stages_ = strategies.stages(config("rl", "cluster=ray", "scale=qwen2_5_vl_7b", "data.source=/data", fewer))
+    assert needs.of(next(stage for stage in stages_ if stage.kind == "rl")).other_cpus == 3
 
 
 @pytest.mark.parametrize("scale", ["tiny", "qwen2_5_vl_7b"])
@@ -73,6 +88,9 @@ def test_on_one_host_ray_has_what_verl_claims(scale: str) -> None:
          "a stage needs 1 node with 1 GPU and 3 CPUs, and 0 of its 1 nodes have that: name 1 GPUs, 2 CPUs"),
         (Need(1, 2, 6, 9), [], "a stage needs 1 node with 2 GPUs, 6 CPUs and 9 GB of memory, and it has no nodes yet"),
         (Need(1, 1, 3), [node(1, cpus=3)], ""),
+        (Need(2, 1, 3, other_cpus=9), [node(1, cpus=7), node(1, cpus=7)],
+         "a stage needs 2 nodes with 1 GPU and 3 CPUs, and 15 CPUs in all, and 2 of its 2 nodes have that: name 1 GPUs, 7 C"),
+        (Need(2, 1, 3, other_cpus=9), [node(1, cpus=7), node(1, cpus=7), node(0, cpus=1)], ""),
     ],
 )  # fmt: skip
 def test_what_is_lacking_says_all_that_is_needed(need: Need, there: list[Node], told: str) -> None:
@@ -105,6 +123,9 @@ def test_needs_that_can_not_be_are_refused(told: str, word: str) -> None:
         (False, [Need(1, 0, 1, 100)], [node(0)]),
         (False, [Need(1, 0, 6), Need(1, 0, 6)], [node(0)]),
         (True, [Need(1, 0)], [node(0)]),
+        (False, [Need(1, 1, 3, other_cpus=9)], [node(1)]),
+        (True, [Need(1, 1, 3, other_cpus=9)], [node(1), node(0, 4)]),
+        (False, [Need(1, 1, 3, other_cpus=9), Need(1, 0, 1)], [node(1), node(0, 4)]),
     ],
 )
 def test_what_fits_side_by_side(fine: bool, wanted: list[Need], there: list[Node]) -> None:

@@ -20,7 +20,7 @@ def sizes(needs: Iterable[Need], there: Sequence[Node], late: bool) -> str | Non
     """None, or what is lacking where nodes may come late. Raises UserError where they may not."""
     for need in sorted(set(needs), key=lambda need: (need.nodes * need.gpus, need.memory_gb, need.cpus), reverse=True):
         fit = sum(node.holds(need) for node in there)
-        if fit < need.nodes:
+        if fit < need.nodes or sum(node.cpus for node in there) < need.all_cpus:
             have = f"{fit} of its {len(there)} nodes {'has' if fit == 1 else 'have'} that: {listed(there)}"
             told = f"a stage needs {need}, and {have if there else 'it has no nodes yet'}"
             if late:

@@ -9,6 +9,7 @@ from typing import Any
 from synergy.config import Config
 from synergy.errors import UserError
 from synergy.stages import KINDS, Stage
+from synergy.stages.verl_keys import flatten
 
 SETTING = "cluster"
 KINDS_CHOICE = ("local", "ray")
@@ -16,25 +17,34 @@ SPREAD = ("sft", "rl")
 """Kinds that train on several nodes at once."""
 VERL_CPUS = 3
 """That verl claims beside each GPU (ResourcePoolManager.max_colocate_count), and waits for without end."""
+UNITS = "transfer_queue.backend.SimpleStorage.num_data_storage_units"
+"""verl's key, 8 by default: each claims a CPU of any node, and so does what leads them, which verl waits for as long."""
 PLACED = (*SPREAD, "sample", "evaluate")
 """Kinds that run on nodes of the cluster's choice; the others need no GPU and run beside the driver."""
 
 
 @dataclass(frozen=True)
 class Need:
-    """nodes: how many; gpus, cpus, memory_gb: of each (0: none); gpu_memory_gb: of each GPU, as told (0: not known)."""
+    """nodes: how many; gpus, cpus, memory_gb: of each (0: none); gpu_memory_gb: of each GPU, as told (0: not known);
+    other_cpus: beside those, of any node."""
 
     nodes: int
     gpus: int
     cpus: float = 1.0
     memory_gb: float = 0.0
     gpu_memory_gb: float = 0.0
+    other_cpus: float = 0.0
+
+    @property
+    def all_cpus(self) -> float:
+        return self.nodes * self.cpus + self.other_cpus
 
     def __str__(self) -> str:
         parts = [f"{self.gpus} GPU{'s' * (self.gpus != 1)}", *([f"{self.cpus:g} CPUs"] if self.cpus > 1 else [])]
         parts += [f"{self.memory_gb:g} GB of memory"] if self.memory_gb else []
         *most, last = parts
-        return f"{self.nodes} node{'s' * (self.nodes != 1)} with {', '.join(most)}{' and ' * bool(most)}{last}"
+        told = f"{self.nodes} node{'s' * (self.nodes != 1)} with {', '.join(most)}{' and ' * bool(most)}{last}"
+        return told + f", and {self.all_cpus:g} CPUs in all" * bool(self.other_cpus)
 
 
 @dataclass(frozen=True)
@@ -104,14 +114,15 @@ def _placed(cfg: Config, stage: Stage) -> Stage:
     for name in (stage.kind, stage.name):
         need = _changed(need, cluster.stages.get(name) or {}, f"cluster.stages.{name}")
     if stage.kind == "rl":
-        need = replace(need, cpus=max(need.cpus, float(VERL_CPUS * need.gpus)))
+        queue = 1.0 + int(flatten(cfg.rl.verl).get(UNITS) or 8)
+        need = replace(need, cpus=max(need.cpus, float(VERL_CPUS * need.gpus)), other_cpus=queue)
     if need.nodes != 1 and stage.kind not in SPREAD:
         raise UserError(f"stage {stage.name} ({stage.kind}) runs on one node, not on {need.nodes}: set its nodes to 1")
     return replace(stage, settings={**stage.settings, SETTING: asdict(need)})
 
 
 def _changed(need: Need, given: Mapping[str, Any], where: str) -> Need:
-    names = [item.name for item in fields(Need)]
+    names = [item.name for item in fields(Need) if item.name != "other_cpus"]
     if wrong := [name for name in given if name not in names]:
         raise UserError(f"{where}.{wrong[0]} is none of {', '.join(names)}")
     changes: dict[str, Any] = dict(given)

@@ -135,7 +135,7 @@ class Room:
 
 def fits(wanted: Iterable[Need], there: Sequence[Node]) -> bool:
     """Whether all of them go side by side onto the nodes: the largest first, each onto the fullest nodes that hold it."""
-    left = list(there)
+    left, wanted = list(there), list(wanted)
     for need in sorted(wanted, key=lambda need: (need.gpus, need.nodes, need.memory_gb), reverse=True):
         left.sort(key=lambda node: (node.gpus, node.cpus))
         chosen = [index for index, node in enumerate(left) if node.holds(need)][: need.nodes]
@@ -143,4 +143,4 @@ def fits(wanted: Iterable[Need], there: Sequence[Node]) -> bool:
             return False
         for index in chosen:
             left[index] = left[index].less(need)
-    return True
+    return sum(node.cpus for node in left) >= sum(need.other_cpus for need in wanted)
