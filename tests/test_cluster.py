@@ -89,7 +89,7 @@ def test_on_one_host_ray_has_what_verl_claims(scale: str) -> None:
         (Need(1, 2, 6, 9), [], "a stage needs 1 node with 2 GPUs, 6 CPUs and 9 GB of memory, and it has no nodes yet"),
         (Need(1, 1, 3), [node(1, cpus=3)], ""),
         (Need(2, 1, 3, other_cpus=9), [node(1, cpus=7), node(1, cpus=7)],
-         "a stage needs 2 nodes with 1 GPU and 3 CPUs, and 15 CPUs in all, and 2 of its 2 nodes have that: name 1 GPUs, 7 C"),
+         "a stage needs 2 nodes with 1 GPU and 3 CPUs, and 15 CPUs in all, and it has 14 CPUs: name 1 GPUs, 7 CPUs"),
         (Need(2, 1, 3, other_cpus=9), [node(1, cpus=7), node(1, cpus=7), node(0, cpus=1)], ""),
     ],
 )  # fmt: skip

@@ -19,9 +19,10 @@ PROBE_SECONDS = 180.0
 def sizes(needs: Iterable[Need], there: Sequence[Node], late: bool) -> str | None:
     """None, or what is lacking where nodes may come late. Raises UserError where they may not."""
     for need in sorted(set(needs), key=lambda need: (need.nodes * need.gpus, need.memory_gb, need.cpus), reverse=True):
-        fit = sum(node.holds(need) for node in there)
-        if fit < need.nodes or sum(node.cpus for node in there) < need.all_cpus:
+        fit, cpus = sum(node.holds(need) for node in there), sum(node.cpus for node in there)
+        if fit < need.nodes or cpus < need.all_cpus:
             have = f"{fit} of its {len(there)} nodes {'has' if fit == 1 else 'have'} that: {listed(there)}"
+            have = have if fit < need.nodes else f"it has {cpus:g} CPUs: {listed(there)}"
             told = f"a stage needs {need}, and {have if there else 'it has no nodes yet'}"
             if late:
                 return told
