@@ -87,7 +87,7 @@ def check(stage: Stage, base: Path | None) -> None:
         )
     if on.host and need.host > HOST_USABLE * on.host:
         raise UserError(
-            f"stage {stage.name}: what the GPUs have no room for takes {need.host / 1e9:.0f} GB of this host's memory, of "
-            f"{on.host / 1e9:.0f}; make room by a lower "
+            f"stage {stage.name}: what the GPUs have no room for, and the models as they are loaded and saved, take "
+            f"{need.host / 1e9:.0f} GB of this host's memory, of {on.host / 1e9:.0f}; make room by a lower "
             f"rl.verl.{fit_rl.ROLLOUT}.gpu_memory_utilization, or take {ways}"
         )
