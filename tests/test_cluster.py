@@ -24,12 +24,10 @@ from synergy.driver import side_by_side
 from synergy.driver.plan import Step
 from synergy.errors import StageFailed, UserError
 from synergy.stages import Command, Stage
+from synergy.stages.verl_keys import flatten
 
 SBATCH = {"job-name", "nodes", "ntasks-per-node", "exclusive", "gpus-per-node", "mem", "output", "signal", "requeue"}
 """Of sbatch(1), Slurm 20.11 and newer, those that the template uses."""
-
-
-GPUS = "rl.verl.trainer.n_gpus_per_node=4"
 
 
 def node(gpus: int, cpus: float = 8.0, memory_gb: float = 64.0) -> Node:
@@ -61,22 +59,20 @@ def test_verl_claims_as_many_cpus_beside_each_gpu_still() -> None:
 
 
 def test_rl_claims_the_cpus_of_verls_queue_too() -> None:
-    asked = {
-        stage.kind: needs.of(stage)
-        for stage in strategies.stages(config("rl", "cluster=ray", "scale=qwen2_5_vl_7b", "data.source=/data", GPUS))
-        if needs.of(stage)
-    }
-    assert (asked["rl"].cpus, asked["rl"].other_cpus, asked["evaluate"].other_cpus) == (12, 9, 0)
-    fewer = f"+rl.verl.{needs.UNITS}=2"
-    stages_ = strategies.stages(config("rl", "cluster=ray", "scale=qwen2_5_vl_7b", "data.source=/data", fewer))
-    assert needs.of(next(stage for stage in stages_ if stage.kind == "rl")).other_cpus == 3
+    def asked(word: str) -> dict[str, Need]:
+        made = strategies.stages(config("rl", "cluster=ray", "scale=qwen2_5_vl_7b", "data.source=/data", word))
+        return {stage.kind: need for stage in made if (need := needs.of(stage))}
+
+    found = asked("rl.verl.trainer.n_gpus_per_node=4")
+    assert (found["rl"].cpus, found["rl"].other_cpus, found["evaluate"].other_cpus) == (12, 9, 0)
+    assert asked(f"+rl.verl.{needs.UNITS}=2")["rl"].other_cpus == 3
 
 
 @pytest.mark.parametrize("scale", ["tiny", "qwen2_5_vl_7b"])
 def test_on_one_host_ray_has_what_verl_claims(scale: str) -> None:
     """Beside each GPU, and one for TransferQueue's controller and each of its storage units, of which verl has 8."""
     verl = config("rl", f"scale={scale}", "data.source=/data").rl.verl
-    units = verl.get("transfer_queue", {}).get("backend", {}).get("SimpleStorage", {}).get("num_data_storage_units", 8)
+    units = flatten(verl).get(needs.UNITS, 8)
     claimed = needs.VERL_CPUS * verl["trainer"]["n_gpus_per_node"] + 1 + units
     assert verl["ray_kwargs"]["ray_init"]["num_cpus"] >= claimed
 

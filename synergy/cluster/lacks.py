@@ -18,12 +18,14 @@ PROBE_SECONDS = 180.0
 
 def sizes(needs: Iterable[Need], there: Sequence[Node], late: bool) -> str | None:
     """None, or what is lacking where nodes may come late. Raises UserError where they may not."""
+    cpus = sum(node.cpus for node in there)
     for need in sorted(set(needs), key=lambda need: (need.nodes * need.gpus, need.memory_gb, need.cpus), reverse=True):
-        fit, cpus = sum(node.holds(need) for node in there), sum(node.cpus for node in there)
+        fit = sum(node.holds(need) for node in there)
         if fit < need.nodes or cpus < need.all_cpus:
-            have = f"{fit} of its {len(there)} nodes {'has' if fit == 1 else 'have'} that: {listed(there)}"
-            have = have if fit < need.nodes else f"it has {cpus:g} CPUs: {listed(there)}"
-            told = f"a stage needs {need}, and {have if there else 'it has no nodes yet'}"
+            have = f"{fit} of its {len(there)} nodes {'has' if fit == 1 else 'have'} that"
+            if fit >= need.nodes:
+                have = f"it has {cpus:g} CPUs"
+            told = f"a stage needs {need}, and {f'{have}: {listed(there)}' if there else 'it has no nodes yet'}"
             if late:
                 return told
             raise UserError(

@@ -75,11 +75,10 @@ def check(stage: Stage, base: Path | None) -> None:
     if found is None:
         return
     need, on = found
-    half = "+sft.config.pure_bf16=true"
-    ways = f"sft.config.fsdp='full_shard auto_wrap' over more GPUs, or {half}, which halves them, or a smaller model"
+    ways = "sft.config.fsdp='full_shard auto_wrap' over more GPUs, or +sft.config.pure_bf16=true"
     if stage.kind == "rl":
-        half = f"rl.verl.{fit_rl.ACTOR}.fsdp_config.model_dtype=bf16"
-        ways = f"more GPUs (rl.verl.trainer.n_gpus_per_node), or {half}, which halves them, or a smaller model"
+        ways = f"more GPUs (rl.verl.trainer.n_gpus_per_node), or rl.verl.{fit_rl.ACTOR}.fsdp_config.model_dtype=bf16"
+    ways += ", which halves them, or a smaller model"
     if need.states > USABLE * on.memory:
         raise UserError(
             f"stage {stage.name}: weights, gradients and optimizer take {need.states / 1e9:.0f} GB on each of {on.count} GPUs "

@@ -122,11 +122,9 @@ def _reference(told: Mapping[str, Any], of: Model) -> int:
 
 
 def _width(told: Mapping[str, Any], role: str) -> int:
-    """Bytes of a weight. null is float32 for what is trained, bfloat16 else (workers/engine/fsdp/transformer_impl.py)."""
-    found = told.get(f"{role}.fsdp_config.model_dtype", "fp32")
-    if found is None:
-        return 4 if role == ACTOR else 2
-    return 4 if str(found) in FLOAT32 else 2
+    """Bytes of a weight; float32 where nothing is told."""
+    found = told.get(f"{role}.fsdp_config.model_dtype")
+    return 4 if found is None or str(found) in FLOAT32 else 2
 
 
 def _vllm(told: Mapping[str, Any], on: Cards) -> int:
