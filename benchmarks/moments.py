@@ -15,6 +15,8 @@ IMPORTED = {"sft": "Process rank:", "rl": "ray init kwargs"}
 """The line by which a framework tells that its libraries are imported."""
 STEPS = {"sft": "trainer_log.jsonl", "rl": "verl_metrics.jsonl"}
 POLL_SECONDS = 0.02
+FOLLOWED = "moments.json"
+"""Beside a run directory: the marks of its stages, by folder (gpu/chain.py)."""
 Marks = dict[str, float]
 
 
@@ -50,8 +52,9 @@ class Watch(threading.Thread):
         return [file for name in patterns for start in ("", "stages/*/") for file in self.root.glob(start + name)]
 
     def marks(self, kind: str, attempt: Path, log: Path | None = None) -> Marks:
-        """Of a stage's attempt, as far as they are seen: spawn, imported, first (its first step begins) and last (its last step
-        so far is done), in seconds since the epoch. attempt: its folder; log: where that is not the log's."""
+        """Of a stage's attempt, as far as they are seen: spawn, imported, first (its first step begins), second (the next one
+        does) and last (its last step so far is done), in seconds since the epoch, and how many steps. attempt: its folder; log:
+        where that is not the log's."""
         found = {"spawn": (attempt / "command.sh").stat().st_mtime}
         lines = list(self.seen.get(log or attempt / "log.txt", ()))
         steps = [
@@ -66,7 +69,7 @@ class Watch(threading.Thread):
                 found[name] = moment
         if kind == "rl" and steps:
             found["first"] = steps[0][0] - float(json.loads(steps[0][1])["data"]["timing_s/step"])
-        return found | ({"last": steps[-1][0]} if steps else {})
+        return found | ({"second": steps[0][0], "last": steps[-1][0], "steps": len(steps)} if steps else {})
 
 
 def start(marks: Marks) -> dict[str, float]:
@@ -76,3 +79,8 @@ def start(marks: Marks) -> dict[str, float]:
         "cluster, engines, model": round(marks["first"] - marks["imported"], 1),
         "start": round(marks["first"] - marks["spawn"], 1),
     }
+
+
+def rate(marks: Marks) -> float:
+    """Steps a second without the first."""
+    return (marks["steps"] - 1) / (marks["last"] - marks["second"])

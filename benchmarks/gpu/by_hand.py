@@ -5,8 +5,9 @@
 If the stage has just begun, the two run at the same time, for which a host with several GPUs has room: start this with those
 that the stage doesn't use (CUDA_VISIBLE_DEVICES). verl is started by its own module, cold, however the stage was. Prints one
 JSON object: the native throughput of both (LLaMA-Factory: train_samples_per_second; verl: tokens per second over all steps, and
-the same without the first), their ratio, and the seconds of the whole process beside those of the stage. Where it followed the
-stage from its beginning, also the seconds of both before their first step, by part.
+the same without the first), their ratio, and the seconds of the whole process beside those of the stage. Where the stage was
+followed from its beginning, here or by chain.py, also the seconds of both before their first step, by part, and SFT's steps a
+second without the first.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from moments import Watch, start
+from moments import FOLLOWED, Watch, rate, start
 
 from synergy.driver import ledger
 from synergy.driver.warm import VERL
+
+MODULE = rf"(-m[\s\\]+){VERL}\b"
+"""Of a command.sh, whose words are lines."""
 
 
 def rerun(folder: Path, attempt: Path, out: Path) -> float:
@@ -35,7 +39,7 @@ def rerun(folder: Path, attempt: Path, out: Path) -> float:
     for file in attempt.iterdir():
         if file.suffix in (".sh", ".yaml", ".txt"):
             text = file.read_text().replace(str(folder), str(out))
-            (there / file.name).write_text(text.replace(f"-m {VERL}", "-m verl.trainer.main_ppo"))
+            (there / file.name).write_text(re.sub(MODULE, r"\1verl.trainer.main_ppo", text))
     start = time.monotonic()
     with (out / "log.txt").open("w") as log:
         subprocess.run(["bash", str(there / "command.sh")], stdout=log, stderr=log, check=True)
@@ -92,8 +96,10 @@ def main(argv: list[str]) -> None:
     with Watch(folder) as stage, Watch(out) as hand:
         whole = rerun(folder, attempt, out)
         entry = ended(root, folder)
+    followed = root.parent / FOLLOWED
+    told_before = json.loads(followed.read_text()) if followed.exists() else {}
     starts = {
-        "synergy": stage.marks(kind, attempt),
+        "synergy": told_before.get(folder.name) or stage.marks(kind, attempt),
         "by_hand": hand.marks(kind, out / attempt.name, out / "log.txt"),
     }
     ours, theirs = READ[kind](attempt / "log.txt", attempt), READ[kind](out / "log.txt", out / attempt.name)
@@ -101,6 +107,9 @@ def main(argv: list[str]) -> None:
     told = {"stage": entry.name, "synergy": ours | {"seconds": entry.seconds}, "by_hand": theirs | {"seconds": whole}}
     if all({"imported", "first"} <= set(marks) for marks in starts.values()):
         told["start"] = {who: start(marks) for who, marks in starts.items()}
+        told["start"]["ratio"] = round(told["start"]["synergy"]["start"] / told["start"]["by_hand"]["start"], 4)
+    if kind == "sft" and all("second" in marks for marks in starts.values()):
+        ratios["throughput_warm"] = round(rate(starts["synergy"]) / rate(starts["by_hand"]), 4)
     print(json.dumps(told | {"ratio": ratios | {"seconds": round(entry.seconds / whole, 4)}}))
 
 

@@ -1,12 +1,14 @@
 """One round of recipe=interleaved at 3B on GPUs, random weights: evaluation, SFT, RL, evaluation, checkpoints handed on.
 
-    python benchmarks/gpu/chain.py WORK RANKS [size=3b] [gpus=1] [nodes=1] [recipe=interleaved] [plan] [override ...]
+    python benchmarks/gpu/chain.py WORK RANKS [size=3b|7b|tiny] [gpus=1] [nodes=1] [recipe=interleaved] [plan] [override ...]
     ... address=http://HEAD:PORT                                   # as a job of that Ray cluster (nodes.py makes one)
 
 Makes the model (random_model.py) and 96 questions with one image of 448 × 448 pixels in WORK, runs `synergy run` there, and
 prints each stage's time and figures. Random weights answer nothing right, so reward_by_chance.py judges. Optimizer states, of
-30 GB, are not saved: the same command reuses what was finished, and begins a stage that was cut off anew. CUDA graphs are left
-out: compiling them takes longer than this run.
+30 GB, are not saved, nor models before a stage's end: the same command reuses what was finished, and begins a stage that was
+cut off anew; of size=tiny all is saved, and it goes on. CUDA graphs are left out: compiling them takes longer than this run.
+verl looks for finished rollouts all the time (verl_fast_poll.py): its 2 s between two looks are 5 % of so short a step.
+WORK/moments.json: when each stage's process began, had imported, and did its steps; by_hand.py compares them.
 """
 
 from __future__ import annotations
@@ -15,9 +17,15 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from moments import FOLLOWED, STEPS, Watch
+
 from synergy import machine
+from synergy.driver import ledger
 from synergy.lab import INSTRUCTION, digits
 
 HERE = Path(__file__).resolve().parent
@@ -33,13 +41,21 @@ SMALL = (
     "+rl.verl.actor_rollout_ref.rollout.enforce_eager=true",
     "evaluate.server=['--dtype=bfloat16','--max-model-len=8192','--gpu-memory-utilization=0.9','--enforce-eager',"
     "'--limit-mm-per-prompt={{\"video\": 0}}']",
-    "sft.batch=8", "+sft.config.save_only_model=true",
-    "sft.config.logging_steps=1",
+    "sft.batch=8", "sft.config.logging_steps=1",
     "rl.verl.data.train_batch_size=32",
     "rl.verl.actor_rollout_ref.actor.ppo_mini_batch_size=32",
-    "rl.verl.actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]",
-    "rl.verl.actor_rollout_ref.actor.checkpoint.load_contents=[model]",
+    "+rl.verl.trainer.v1.sampler.custom_sampler={{path: pkg://verl_fast_poll, name: FastPoll}}",
 )  # fmt: skip
+SAVED = {
+    "tiny": ("sft.config.save_strategy=steps", "+sft.config.save_steps=4", "rl.verl.trainer.save_freq=2"),
+    "else": (
+        "sft.config.save_strategy=steps",
+        "+sft.config.save_steps=1000000",
+        "+sft.config.save_only_model=true",
+        "rl.verl.actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]",
+        "rl.verl.actor_rollout_ref.actor.checkpoint.load_contents=[model]",
+    ),
+}
 WORDS = {"size": "3b", "gpus": "1", "nodes": "1", "recipe": "interleaved", "address": ""}
 ALONE = ("sft.config.fsdp=null", "sft.config.fsdp_config=null")
 """One GPU of 80 GB holds the 3B's weights, gradients and optimizer."""
@@ -63,12 +79,23 @@ def long(trace: str) -> str:
     return "\n".join([begin, *(lines[i % len(lines)] for i in range(TRACE_LINES)), end, answer])
 
 
-def summary(root: Path) -> None:
+def summary(entries: Iterable[ledger.Entry]) -> None:
     """A line per finished stage."""
-    for line in (root / "ledger.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        facts = {k: v for k, v in entry["figures"].items() if isinstance(v, (int, float, str))}
-        print(f"{entry['name']:10} {entry['kind']:9} {entry['seconds']:7.1f} s  {json.dumps(facts)[:400]}")
+    for entry in entries:
+        facts = {k: v for k, v in entry.figures.items() if isinstance(v, (int, float, str))}
+        print(f"{entry.name:10} {entry.kind:9} {entry.seconds:7.1f} s  {json.dumps(facts)[:400]}")
+
+
+def write_moments(work: Path, watch: Watch, entries: Iterable[ledger.Entry]) -> None:
+    """Those of the stages that were followed from their beginning, beside those of an earlier call."""
+    file = work / FOLLOWED
+    told = json.loads(file.read_text()) if file.exists() else {}
+    for entry in entries:
+        folder = (watch.root / entry.output).parent
+        if entry.kind in STEPS:
+            marks = watch.marks(entry.kind, folder / f"attempt-{entry.attempt}")
+            told |= {folder.name: marks} if "imported" in marks else {}
+    file.write_text(json.dumps(told))
 
 
 def main() -> int:
@@ -89,6 +116,7 @@ def main() -> int:
     words = [text.format(work=work, here=HERE, instruction=INSTRUCTION.replace("\\", "\\\\")) for text in SMALL]
     words += [f"recipe={told['recipe']}", f"scale=qwen2_5_vl_{'7b' if told['size'] == '7b' else '3b'}"]
     words += [f"sft.gpus={told['gpus']}", f"rl.verl.trainer.n_gpus_per_node={told['gpus']}"]
+    words += SAVED.get(told["size"], SAVED["else"])
     words += ALONE if told["gpus"] == told["nodes"] == "1" else ()
     words += INTERLEAVED if told["recipe"] == "interleaved" else ()
     if told["address"]:
@@ -96,9 +124,12 @@ def main() -> int:
         words += [f"cluster.nodes={told['nodes']}"]
         words += [f"cluster.gpu_memory_gb={machine.gpu_memory() / 1e9:.0f}"]
     command = [sys.executable, "-m", f"synergy.{verb}", *words, *given]
-    code = subprocess.run(command, check=False).returncode
+    with Watch(work / "runs") as watch:
+        code = subprocess.run(command, check=False).returncode
     if (work / "runs/ledger.jsonl").exists():
-        summary(work / "runs")
+        entries = ledger.read(work / "runs/ledger.jsonl").values()
+        summary(entries)
+        write_moments(work, watch, entries)
     return code
 
 

@@ -1,9 +1,10 @@
 """Qwen2.5-VL with the real architecture and vocabulary and random weights, for figures that don't depend on what is answered.
 
-    python benchmarks/gpu/random_model.py OUT SIZE RANKS      # SIZE: 3b, 7b, or mini (the 3B with narrow layers, for a trial)
+    python benchmarks/gpu/random_model.py OUT SIZE RANKS      # SIZE: 3b, 7b or tiny
 
 RANKS: the file of Qwen's byte-pair ranks that the PyPI package dashscope 2.0.2 ships (resources/qwen.tiktoken). Published file
-layout and tensor names, bfloat16. Sizes: config.json of Qwen/Qwen2.5-VL-3B-Instruct and -7B-Instruct.
+layout and tensor names, bfloat16. tiny, for a trial: the 3B with few and narrow layers and the lab's vocabulary (RANKS isn't
+read), so that all checkpoints of a run are a few megabytes. Sizes: config.json of Qwen/Qwen2.5-VL-3B-Instruct and -7B-Instruct.
 """
 
 from __future__ import annotations
@@ -15,16 +16,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from synergy.lab.model import CHAT, SPECIAL, SPLIT, dump
+from synergy.lab.model import CHAT, SPECIAL, SPLIT, VOCABULARY, dump, tokenizer_files
 
 SIZES: dict[str, dict[str, Any]] = {
     "3b": {"hidden_size": 2048, "num_hidden_layers": 36, "num_attention_heads": 16, "num_key_value_heads": 2,
            "intermediate_size": 11008, "vocab_size": 151936, "tie_word_embeddings": True},
     "7b": {"hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
            "intermediate_size": 18944, "vocab_size": 152064, "tie_word_embeddings": False},
-    "mini": {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-             "intermediate_size": 512, "vocab_size": 151936, "tie_word_embeddings": True},
+    "tiny": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 1, "num_key_value_heads": 1,
+             "intermediate_size": 256, "vocab_size": VOCABULARY, "tie_word_embeddings": True},
 }  # fmt: skip
+TINY_TOWER = {"depth": 2, "hidden_size": 160, "intermediate_size": 428, "num_heads": 2, "fullatt_block_indexes": [1]}
 SHARD_BYTES = 4 * 10**9
 
 
@@ -46,8 +48,8 @@ def printable() -> dict[int, str]:
     return {byte: chr(byte) for byte in plain} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-def tokenizer(out: Path, file: Path) -> None:
-    """tokenizer.json and its settings, from the ranks."""
+def tokenizer(out: Path, file: Path) -> dict[str, int]:
+    """tokenizer.json and its settings, from the ranks; the special tokens' ids."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
     from tokenizers import pre_tokenizers as pre
 
@@ -76,19 +78,17 @@ def tokenizer(out: Path, file: Path) -> None:
         "split_special_tokens": False, "tokenizer_class": "Qwen2Tokenizer", "unk_token": None,
     })  # fmt: skip
     dump(out / "chat_template.json", {"chat_template": CHAT})
+    return {token: made.token_to_id(token) for token in SPECIAL}
 
 
-def settings(out: Path, size: str) -> None:
-    """config.json, generation_config.json and preprocessor_config.json."""
-    first = 151643
-    ids = {token: first + i for i, token in enumerate(SPECIAL)}
+def settings(out: Path, size: str, ids: dict[str, int]) -> None:
+    """config.json, generation_config.json and preprocessor_config.json. ids: of the special tokens."""
     shape = SIZES[size]
     vision = {
-        "depth": 2 if size == "mini" else 32, "hidden_act": "silu", "hidden_size": 160 if size == "mini" else 1280,
-        "intermediate_size": 3420, "num_heads": 2 if size == "mini" else 16, "in_chans": 3, "in_channels": 3,
-        "out_hidden_size": shape["hidden_size"], "patch_size": 14, "spatial_merge_size": 2, "spatial_patch_size": 14,
-        "window_size": 112, "fullatt_block_indexes": [1] if size == "mini" else [7, 15, 23, 31], "tokens_per_second": 2,
-        "temporal_patch_size": 2, "model_type": "qwen2_5_vl",
+        "depth": 32, "hidden_act": "silu", "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "in_chans": 3,
+        "in_channels": 3, "out_hidden_size": shape["hidden_size"], "patch_size": 14, "spatial_merge_size": 2,
+        "spatial_patch_size": 14, "window_size": 112, "fullatt_block_indexes": [7, 15, 23, 31], "tokens_per_second": 2,
+        "temporal_patch_size": 2, "model_type": "qwen2_5_vl", **(TINY_TOWER if size == "tiny" else {}),
     }  # fmt: skip
     dump(out / "config.json", {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "attention_dropout": 0.0,
@@ -135,8 +135,8 @@ def main() -> None:
     out, size, ranks = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     start = time.monotonic()
     out.mkdir(parents=True)
-    tokenizer(out, ranks)
-    settings(out, size)
+    ids = tokenizer_files(out, seed=0) if size == "tiny" else tokenizer(out, ranks)
+    settings(out, size, ids)
     count = weights(out, size)
     print(f"{count:,} parameters in {out}, {time.monotonic() - start:.1f} s")
 
