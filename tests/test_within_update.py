@@ -152,11 +152,7 @@ def test_fused_kernels_update_as_without(models: tuple[Any, Any], tmp_path: Path
     """rl/paper has them, rl/tiny not. In a process of their own: verl changes the model's class."""
     rows = fields(models[1], mixed(), "within_step")
     alone = [*job("progressive", "progressive", STEP), *SGD]
-    fused = [
-        word
-        for word in rl.overrides(plan("rl", "scale=qwen2_5_vl_3b", "data.source=/data")["rl"].settings)
-        if "fused" in word
-    ]
+    fused = papers("fused_kernel")
     assert len(fused) == 2
     cases = {"plain": alone, "fused": [*alone, *fused]}
     plain, kernels = (
@@ -168,6 +164,28 @@ def test_fused_kernels_update_as_without(models: tuple[Any, Any], tmp_path: Path
     found, wanted = moved(kernels), moved(plain)
     close(found, wanted, tolerance=1e-4)
     assert any(not torch.equal(found[name], value) for name, value in wanted.items()), "not used at all"
+
+
+def papers(word: str) -> list[str]:
+    """The overrides of rl/paper with this word."""
+    settings = plan("rl", "scale=qwen2_5_vl_3b", "data.source=/data")["rl"].settings
+    return [override for override in rl.overrides(settings) if word in override]
+
+
+def test_a_fused_adam_updates_as_one_that_is_not(models: tuple[Any, Any], tmp_path: Path) -> None:
+    """rl/paper has it, rl/tiny not: two steps over FSDP2's tensors."""
+    rows = fields(models[1], [*rollouts("a", [1, 0, 0.1, 1]), *rollouts("d", [0, 0, 0, 1])], "grpo")
+    words, fused = job("rl", "rl"), papers("override_optimizer_config")
+    assert len(fused) == 1
+    cases = {
+        name: {"overrides": told, "rows": rows, "mini": 4}
+        for name, told in {"one": words, "other": words + fused}.items()
+    }
+    done = updates(tmp_path / "adam", cases)
+    close(moved(done["other"]), moved(done["one"]), tolerance=1e-3)
+    assert any(not torch.equal(value, done["other"]["after"][name]) for name, value in done["one"]["after"].items()), (
+        "as if not"
+    )
 
 
 @pytest.mark.slow

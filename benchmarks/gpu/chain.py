@@ -49,9 +49,7 @@ SMALL = (
 SAVED = {
     "tiny": ("sft.config.save_strategy=steps", "+sft.config.save_steps=4", "rl.verl.trainer.save_freq=2"),
     "else": (
-        "sft.config.save_strategy=steps",
-        "+sft.config.save_steps=1000000",
-        "+sft.config.save_only_model=true",
+        "sft.config.save_strategy=no",
         "rl.verl.actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]",
         "rl.verl.actor_rollout_ref.actor.checkpoint.load_contents=[model]",
     ),

@@ -29,7 +29,7 @@ def cards(stage: Stage) -> Cards:
 
 def filled(stage: Stage, base: Path) -> dict[str, Any]:
     """The rule's values of an RL stage's keys that are null."""
-    told = flatten(stage.settings["verl"])
+    told = fit_rl.keys(stage.settings)
     empty = [key for key in fit_rl.CHOSEN if key in told and told[key] is None]
     made = fit_rl.chosen(told, memory.model(base, _frozen(stage)), cards(stage)) if empty else {}
     return {key: made[key] for key in empty}
@@ -77,7 +77,8 @@ def check(stage: Stage, base: Path | None) -> None:
     need, on = found
     ways = "sft.config.fsdp='full_shard auto_wrap' over more GPUs, or +sft.config.pure_bf16=true"
     if stage.kind == "rl":
-        ways = f"more GPUs (rl.verl.trainer.n_gpus_per_node), or rl.verl.{fit_rl.ACTOR}.fsdp_config.model_dtype=bf16"
+        fused = "" if fit_rl.fused(fit_rl.keys(stage.settings)) else f"rl.verl_add.{fit_rl.ADAM}.fused=true, "
+        ways = f"{fused}more GPUs (rl.verl.trainer.n_gpus_per_node), or rl.verl.{fit_rl.ACTOR}.fsdp_config.model_dtype=bf16"
     ways += ", which halves them, or a smaller model"
     if need.states > USABLE * on.memory:
         raise UserError(

@@ -5,6 +5,8 @@ verl trains float32 weights by default (model_dtype fp32); W is bytes of a weigh
     states       W x 4 a trained parameter (weight, gradient, Adam's two moments), W a frozen one
     activations  of a micro-batch's tokens: 2 x hidden size x layers with gradient checkpointing, and memory.LOGITS x vocabulary
                  for the logits, which verl's fused kernels save
+    root         after them, W a trained parameter while Adam steps: of all second moments at once, which a fused one saves
+                 (`rl/paper`; 7B in float32 ended in it without, on a GPU of 150 GB)
     vLLM         gpu_memory_utilization of the GPU while it generates; it sleeps while the policy trains
     reference    W a parameter, where it stays on the GPU (launch/plugins/verl_reference.py)
 
@@ -34,6 +36,8 @@ from synergy.stages.verl_keys import flatten
 
 ACTOR, ROLLOUT, REFERENCE = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.ref"
 FUSED = "actor_rollout_ref.model.use_fused_kernels"
+ADAM = f"{ACTOR}.optim.override_optimizer_config"
+"""Arguments of torch's AdamW; verl's YAML has no keys there."""
 AWAY = (
     f"{REFERENCE}.fsdp_config.param_offload",
     f"{ACTOR}.fsdp_config.optimizer_offload",
@@ -52,10 +56,20 @@ PINNED = 2
 
 def need(settings: Mapping[str, Any], of: Model, on: Cards) -> Need:
     """With the rule's choice where nothing is told."""
-    told = flatten(settings["verl"])
+    told = keys(settings)
     told = _either(told, chosen(told, of, on))
     training, generating = _on_gpu(told, of, on)
-    return Need(_states(told, of, on), max(training, generating), _on_host(told, of, on))
+    return Need(_states(told, of, on) + _root(told, of, on), max(training, generating), _on_host(told, of, on))
+
+
+def keys(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """verl's keys, dotted, as a stage sets them."""
+    return flatten(settings["verl"]) | flatten(settings.get("verl_add", {}))
+
+
+def fused(told: Mapping[str, Any]) -> bool:
+    """Whether Adam steps without a copy of what it works on."""
+    return bool(told.get(f"{ADAM}.fused")) or told.get(f"{ADAM}.foreach") is False
 
 
 def chosen(told: Mapping[str, Any], of: Model | None, on: Cards) -> dict[str, Any]:
@@ -94,7 +108,8 @@ def _on_gpu(told: Mapping[str, Any], of: Model, on: Cards) -> tuple[int, int]:
     each = 2 * of.hidden * of.layers + (0 if told.get(FUSED) else LOGITS * of.vocabulary)
     tokens = int(told.get(f"{ACTOR}.ppo_max_token_len_per_gpu", 16384))
     idle = width * (2 * of.trained * moments + of.whole * policy) // on.count
-    return _states(told, of, on) + held + tokens * each, idle + held + _vllm(told, on)
+    busy = max(tokens * each, _root(told, of, on))
+    return _states(told, of, on) + held + busy, idle + held + _vllm(told, on)
 
 
 def _on_host(told: Mapping[str, Any], of: Model, on: Cards) -> int:
@@ -113,6 +128,10 @@ def _on_host(told: Mapping[str, Any], of: Model, on: Cards) -> int:
 
 def _states(told: Mapping[str, Any], of: Model, on: Cards) -> int:
     return _width(told, ACTOR) * (4 * of.trained + of.frozen) // on.count
+
+
+def _root(told: Mapping[str, Any], of: Model, on: Cards) -> int:
+    return 0 if fused(told) else _width(told, ACTOR) * of.trained // on.count
 
 
 def _reference(told: Mapping[str, Any], of: Model) -> int:
