@@ -12,7 +12,6 @@ second without the first.
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import subprocess
@@ -74,13 +73,14 @@ READ: dict[str, Any] = {"sft": sft, "rl": rl}
 
 def begun(root: Path, kind: str) -> tuple[Path, Path]:
     """The newest stage of this kind, and its newest attempt; waited for: its command is written before its process starts."""
-    for look in itertools.count():
+    told = False
+    while True:
         if found := sorted(root.glob(f"stages/{kind}-*/attempt-*/command.sh"), key=lambda file: file.stat().st_mtime):
             return found[-1].parents[1], found[-1].parent
-        if look == 0:
+        if not told:
             print(f"by_hand: {root} has no {kind} stage; waiting until one begins", file=sys.stderr, flush=True)
+            told = True
         time.sleep(1)
-    raise AssertionError("unreachable")
 
 
 def ended(root: Path, folder: Path) -> ledger.Entry:
