@@ -34,6 +34,7 @@ REFERENCE, MOMENTS, POLICY = (f"rl.verl.{key}" for key in fit_rl.AWAY)
 VLLM = f"rl.verl.{fit_rl.ROLLOUT}.gpu_memory_utilization"
 FUSED = f"rl.verl_add.{fit_rl.ADAM}.fused"
 SHORT = f"rl.verl.{fit_rl.ACTOR}.ppo_max_token_len_per_gpu=8192"
+GAE = "rl.verl.algorithm.adv_estimator=gae"
 A100, H200 = 80 * 2**30, 141 * 10**9
 HOST = 125 * 2**30
 
@@ -66,6 +67,9 @@ def told(*words: str) -> dict[str, Any]:
         (LARGE, Cards(1, 1, H200), (), 2, 1),  # 94 + 85; 33 + 85
         (LARGE, Cards(1, 1, H200, HOST), (), 3, 1),  # the host would need 127 GB, or more: nothing fits
         (LARGE, Cards(1, 1, H200, HOST), (f"{VLLM}=0.25",), 1, 1),  # 94 + 35; 66 GB of the host's 134
+        (SMALL, Cards(1, 1, H200), (f"{VLLM}=0.4", GAE), 0, 1),  # 48 + 55 of the critic
+        (SMALL, Cards(1, 1, A100), (f"{VLLM}=0.3", GAE), 2, 1),  # 15 + 55; without the critic 40 + 26
+        (LARGE, Cards(1, 1, 150 * 10**9), (f"{VLLM}=0.2", GAE), 3, 1),  # 133 of 138; without the critic 94 + 30
         (SMALL, Cards(8, 8, 0), (), 3, 1),
         (SMALL, Cards(0, 0, A100), (), 3, 1),
         (None, Cards(8, 8, A100), (), 3, 1),
@@ -100,7 +104,7 @@ def test_more_gpus_or_memory_never_need_more_room(nodes: int, per_node: int, mem
         (LARGE, Cards(1, 1, H200), (f"{REFERENCE}=true", f"{MOMENTS}=false", f"{POLICY}=false"), 33 + 33),
         (LARGE, Cards(1, 1, H200), (f"{VLLM}=0.25", f"rl.verl.{fit_rl.REFERENCE_DTYPE}=fp32"), 4 * 33),
         (LARGE, Cards(1, 1, H200), (f"{VLLM}=0.25", f"rl.verl.{fit_rl.REFERENCE_DTYPE}=bf16"), 33 + 33),
-        (SMALL, Cards(8, 8, H200), ("rl.verl.algorithm.adv_estimator=gae",), 8 * 15 + 12 * 3.75),
+        (SMALL, Cards(8, 8, H200), (GAE,), 8 * 15 + 12 * 3.75),
     ],
 )  # fmt: skip
 def test_what_a_host_must_hold(model: Model, cards: Cards, words: tuple[str, ...], gb: float) -> None:

@@ -8,6 +8,7 @@ verl trains float32 weights by default (model_dtype fp32); W is bytes of a weigh
     root         after them, W a trained parameter while Adam steps: of all second moments at once, which a fused one saves
                  (`rl/paper`; 7B in float32 ended in it without, on a GPU of 150 GB)
     vLLM         gpu_memory_utilization of the GPU while it generates; it sleeps while the policy trains
+    critic       of PPO, while it trains: as the policy, in float32; away otherwise
     reference    W a parameter, where it stays on the GPU (launch/plugins/verl_reference.py)
 
 Bytes of a host, of which it has the most while the reference model is loaded, or while the policy is saved:
@@ -18,8 +19,8 @@ Bytes of a host, of which it has the most while the reference model is loaded, o
     saving       the whole policy by the first process
     critic       of PPO: weights 4, moments 8 a parameter, away (recipes/rl/paper.yaml)
 
-The rule takes the first of these ways with which all stands in 92 % of the GPU, while vLLM generates and while the policy
-trains, and in 85 % of the host's memory: nothing away; the reference model away, which costs a start of the stage; then Adam's
+The rule takes the first of these ways with which all stands in 92 % of the GPU, while vLLM generates and while policy and critic
+train, and in 85 % of the host's memory: nothing away; the reference model away, which costs a start of the stage; then Adam's
 moments, which costs each step; then the weights. Where none does, or the GPU is not known, all go. tensor_model_parallel_size
 is the smallest power of two that divides a node's GPUs and with which vLLM's weights take at most half of its share; 1 where
 the GPU is not known. The reference model is loaded as its checkpoint is: in bfloat16 it computes what it computes in float32,
@@ -102,14 +103,14 @@ def _fits(told: Mapping[str, Any], of: Model, on: Cards) -> bool:
 
 
 def _on_gpu(told: Mapping[str, Any], of: Model, on: Cards) -> tuple[int, int]:
-    """While the policy trains, and while vLLM generates."""
+    """While the policy trains, and while vLLM generates or the critic trains."""
     width, (reference, moments, policy) = _width(told, ACTOR), (not told.get(key) for key in AWAY)
     held = reference * _reference(told, of) // on.count
     each = 2 * of.hidden * of.layers + (0 if told.get(FUSED) else LOGITS * of.vocabulary)
     tokens = int(told.get(f"{ACTOR}.ppo_max_token_len_per_gpu", 16384))
     idle = width * (2 * of.trained * moments + of.whole * policy) // on.count
     busy = max(tokens * each, _root(told, of, on))
-    return _states(told, of, on) + held + busy, idle + held + _vllm(told, on)
+    return _states(told, of, on) + held + busy, idle + held + max(_vllm(told, on), _critic(told, of, on))
 
 
 def _on_host(told: Mapping[str, Any], of: Model, on: Cards) -> int:
@@ -120,7 +121,7 @@ def _on_host(told: Mapping[str, Any], of: Model, on: Cards) -> int:
         return size * on.per_node // on.count
 
     weights, copy = here(policy * width * of.whole), here(reference * _reference(told, of))
-    critic = here((4 + 8) * of.whole) if told.get("algorithm.adv_estimator") == "gae" else 0
+    critic = here((4 + 8) * of.whole) if _has_critic(told) else 0
     loading = weights + readers * _reference(told, of) + (PINNED + 1) * copy
     running = weights + here(moments * 2 * width * of.trained) + PINNED * copy + width * of.whole
     return critic + max(readers * width * of.whole, loading, running)
@@ -128,6 +129,17 @@ def _on_host(told: Mapping[str, Any], of: Model, on: Cards) -> int:
 
 def _states(told: Mapping[str, Any], of: Model, on: Cards) -> int:
     return _width(told, ACTOR) * (4 * of.trained + of.frozen) // on.count
+
+
+def _has_critic(told: Mapping[str, Any]) -> bool:
+    return told.get("algorithm.adv_estimator") == "gae"
+
+
+def _critic(told: Mapping[str, Any], of: Model, on: Cards) -> int:
+    tokens = int(told.get("critic.ppo_infer_max_token_len_per_gpu", 32768))
+    return (
+        (16 * of.trained + 4 * of.frozen) // on.count + tokens * 2 * of.hidden * of.layers if _has_critic(told) else 0
+    )
 
 
 def _root(told: Mapping[str, Any], of: Model, on: Cards) -> int:
