@@ -19,12 +19,12 @@ Bytes of a host, of which it has the most while the reference model is loaded, o
     saving       the whole policy by the first process
     critic       of PPO: weights 4, moments 8 a parameter, away (recipes/rl/paper.yaml)
 
-The rule takes the first of these ways with which all stands in 92 % of the GPU, while vLLM generates and while policy and critic
-train, and in 85 % of the host's memory: nothing away; the reference model away, which costs a start of the stage; then Adam's
-moments, which costs each step; then the weights. Where none does, or the GPU is not known, all go. tensor_model_parallel_size
-is the smallest power of two that divides a node's GPUs and with which vLLM's weights take at most half of its share; 1 where
-the GPU is not known. The reference model is loaded as its checkpoint is: in bfloat16 it computes what it computes in float32,
-as FSDP casts weights before (launch/plugins/verl_positions.py; tests/test_reference.py).
+The rule takes the first of these ways with which all stands in 92 % of the GPU, while vLLM generates and while policy and
+critic train, and in 85 % of the host's memory: nothing away; the reference model away, which costs a start of the stage; then
+Adam's moments, which costs each step; then the weights. Where none does, or the GPU is not known, all go.
+tensor_model_parallel_size is the smallest power of two that divides a node's GPUs and with which vLLM's weights take at most
+half of its share; 1 where the GPU is not known. The reference model is loaded as its checkpoint is: in bfloat16 it computes
+what it computes in float32, as FSDP casts weights before (launch/plugins/verl_positions.py; tests/test_reference.py).
 """
 
 from __future__ import annotations
