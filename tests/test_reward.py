@@ -188,3 +188,24 @@ def test_broken_rollouts_are_kept_and_reported(tmp_path: Path) -> None:
     assert figures["warning"].startswith("1 rollouts of 1 questions could not be judged")
     assert json.loads((tmp_path / "out/broken.jsonl").read_text())["rule"] == "broken: no gold"
     assert [json.loads(line)["id"] for line in (tmp_path / "out/passes.jsonl").read_text().splitlines()] == ["a"]
+
+
+def test_progress_after_a_kill_is_that_of_the_new_attempt(tmp_path: Path) -> None:
+    """Killed at step 9 and gone on from a save at 4: the steps between are still to be repeated."""
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "order.json").write_text(json.dumps([f"q{i}" for i in range(12 * 16)]))
+    made = Job(plan("rl")["rl"], "k" * 64, tmp_path, tmp_path / "attempt-2", {"data": data}, {})
+
+    def took(attempt: int, *steps: int) -> None:
+        (tmp_path / f"attempt-{attempt}").mkdir(exist_ok=True)
+        data = {"critic/score/mean": attempt, "response_length/mean": 9}
+        rows = [json.dumps({"step": step, "data": data}) for step in steps]
+        (tmp_path / f"attempt-{attempt}/verl_metrics.jsonl").write_text("\n".join(rows) + "\n")
+
+    took(1, *range(1, 10))
+    took(2, 5, 6)
+    found = rl.progress(made)
+    assert found is not None and (found.done, found.total, found.figure) == (6, 12, "reward 2.000, length 9")
+    took(2, *range(5, 13))
+    assert [figures["reward"] for _, figures in rl._metrics(made)] == [1] * 4 + [2] * 8

@@ -262,15 +262,19 @@ def _prepare_resume(job: Job, step: int) -> None:
 
 
 def _metrics(job: Job) -> Iterator[tuple[int, dict[str, float]]]:
-    """(step, figures), attempts in order; a step that was repeated after a crash counts as its last."""
+    """(step, figures), attempts in order; a step that was repeated after a crash counts as its last, and one that is still to
+    be repeated not at all."""
     files = sorted(job.folder.glob("attempt-*/verl_metrics.jsonl"), key=lambda f: int(f.parent.name.split("-")[1]))
     found: dict[int, dict[str, float]] = {}
     for file in files:
+        first = True
         for line in file.read_text().splitlines():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:  # the line being written
                 continue
+            if first:
+                found, first = {step: found[step] for step in found if step < row["step"]}, False
             figures = {ours: row["data"][name] for ours, name in FIGURES.items() if name in row["data"]}
             for name, value in row["data"].items():
                 figures |= {ours: value for ours, start in VALIDATION.items() if name.startswith(start)}
