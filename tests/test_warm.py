@@ -40,10 +40,13 @@ def output(command: Command, tmp_path: Path) -> str:
     return (tmp_path / "log.txt").read_text()
 
 
-def test_a_command_finds_the_frameworks_imported(server: Warm, tmp_path: Path) -> None:
+def test_a_command_finds_the_frameworks_imported(server: Warm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(paths.ROOT / "launch/plugins"))
+    import warm_start
+
     command = Command((str(PYTHON), "-c", CODE), {"X": "é"}, cwd=tmp_path)
     modules, told, executable = json.loads(output(server.command(command), tmp_path).splitlines()[-1])
-    assert {"vllm", "transformers", "torch", "trl"} <= set(modules) and told == "é"
+    assert {*warm_start.PRELOAD, *warm_start.ON_CPU, "torch"} <= set(modules) and told == "é"
     assert not {"ray", "verl", "llamafactory"} & set(modules), "Ray reads a worker's environment when it is imported"
     assert executable == str(server.folder / "python"), "what it starts is warm too"
 

@@ -6,7 +6,6 @@ library started a thread or CUDA while it was imported, since a fork would not b
 start CUDA here: what asks for a device as it is imported is left to the forks.
 """
 
-import contextlib
 import importlib
 import os
 import sys
@@ -60,8 +59,10 @@ def _refuse(*_: Any, **__: Any) -> None:
     raise NeedsDevice
 
 
-def preload() -> None:
-    """Import what the processes share, and nothing that starts a thread or CUDA, or reads what differs between them."""
+def preload() -> list[str]:
+    """Import what the processes share, and nothing that starts a thread or CUDA, or reads what differs between them. The names
+    of what could not be, which each fork imports for itself: its start is only slower."""
+    left: list[str] = []
     for name, value in SINGLE_THREADED.items():
         os.environ.setdefault(name, value)
     os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # has torch count GPUs without starting CUDA
@@ -74,16 +75,20 @@ def preload() -> None:
         stock = torch.cuda._lazy_init
         torch.cuda._lazy_init = _refuse
         for name in (*PRELOAD, *(() if torch.cuda.is_available() else ON_CPU)):
-            with contextlib.suppress(ImportError, NeedsDevice):  # without it the start is only slower
+            try:
                 importlib.import_module(name)
+            except (ImportError, NeedsDevice):
+                left.append(name)
         torch.cuda._lazy_init = stock
         del sys.modules["ray"]
+    return left
 
 
 def main(folder: Path) -> int:
     """Import, serve, and wait for the end of standard input."""
     fork_server.sweep()
-    preload()
+    if left := preload():
+        print(f"warm_start: not imported ahead: {', '.join(left)}", file=sys.stderr)
     try:
         fork_server.start(folder)
     except RuntimeError as error:
