@@ -136,10 +136,10 @@ def _has_critic(told: Mapping[str, Any]) -> bool:
 
 
 def _critic(told: Mapping[str, Any], of: Model, on: Cards) -> int:
+    if not _has_critic(told):
+        return 0
     tokens = int(told.get("critic.ppo_infer_max_token_len_per_gpu", 32768))
-    return (
-        (16 * of.trained + 4 * of.frozen) // on.count + tokens * 2 * of.hidden * of.layers if _has_critic(told) else 0
-    )
+    return (16 * of.trained + 4 * of.frozen) // on.count + tokens * 2 * of.hidden * of.layers
 
 
 def _root(told: Mapping[str, Any], of: Model, on: Cards) -> int:
