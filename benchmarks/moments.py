@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
+from synergy.driver import ledger
+
 READY = "***** Running training *****"
 """LLaMA-Factory's line before the first step; when verl's first step begins, its own figures tell."""
 IMPORTED = {"sft": "Process rank:", "rl": "ray init kwargs"}
@@ -51,6 +53,10 @@ class Watch(threading.Thread):
         patterns = ("log.txt", "attempt-*/log.txt", f"attempt-*/{STEPS['rl']}", f"work/out/{STEPS['sft']}")
         return [file for name in patterns for start in ("", "stages/*/") for file in self.root.glob(start + name)]
 
+    def of(self, entry: ledger.Entry) -> Marks:
+        """Those of a finished stage of the run directory that is watched."""
+        return self.marks(entry.kind, attempt(self.root, entry))
+
     def marks(self, kind: str, attempt: Path, log: Path | None = None) -> Marks:
         """Of a stage's attempt, as far as they are seen: spawn, imported, first (its first step begins), second (the next one
         does) and last (its last step so far is done), in seconds since the epoch, and how many steps. attempt: its folder; log:
@@ -70,6 +76,11 @@ class Watch(threading.Thread):
         if kind == "rl" and steps:
             found["first"] = steps[0][0] - float(json.loads(steps[0][1])["data"]["timing_s/step"])
         return found | ({"second": steps[0][0], "last": steps[-1][0], "steps": len(steps)} if steps else {})
+
+
+def attempt(root: Path, entry: ledger.Entry) -> Path:
+    """The folder of the attempt that finished the stage."""
+    return (root / entry.output).parent / f"attempt-{entry.attempt}"
 
 
 def start(marks: Marks) -> dict[str, float]:

@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
-from moments import Marks, Watch
+from moments import Marks, Watch, attempt
 
 from synergy.driver import ledger
 
@@ -38,9 +38,8 @@ def marks(watch: Watch) -> dict[str, Marks]:
     found = {}
     for entry in ledger.read(watch.root / "ledger.jsonl").values():
         if entry.name in CHAIN:
-            attempt = (watch.root / entry.output).parent / f"attempt-{entry.attempt}"
-            found[entry.name] = watch.marks(entry.kind, attempt) | {
-                "ended": (attempt / "outcome.json").stat().st_mtime,
+            found[entry.name] = watch.of(entry) | {
+                "ended": (attempt(watch.root, entry) / "outcome.json").stat().st_mtime,
                 "published": entry.started + entry.seconds,
             }
     return found

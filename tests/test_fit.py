@@ -22,7 +22,7 @@ from synergy.driver import checkpoint
 from synergy.driver import plan as driver_plan
 from synergy.errors import UserError
 from synergy.lab import digits
-from synergy.stages import Stage, fit, fit_rl, fit_sft, memory, rl, sft_spread
+from synergy.stages import Stage, fit, fit_rl, fit_sft, memory, rl, sft_spread, verl_keys
 from synergy.stages.memory import Cards, Model
 
 SMALL = Model(3_085_938_688, 668_684_288, 151_936, 2048, 36)
@@ -46,7 +46,7 @@ def stage(kind: str, *words: str) -> Stage:
 
 @functools.cache
 def told(*words: str) -> dict[str, Any]:
-    return fit_rl.keys(stage("rl", *words).settings)
+    return verl_keys.given(stage("rl", *words).settings)
 
 
 @pytest.mark.parametrize(

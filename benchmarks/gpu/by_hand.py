@@ -101,9 +101,9 @@ def main(argv: list[str]) -> None:
         whole = rerun(folder, attempt, out)
         entry = ended(root, folder)
     followed = root.parent / FOLLOWED
-    told_before = json.loads(followed.read_text()) if followed.exists() else {}
+    before = json.loads(followed.read_text()) if followed.exists() else {}
     starts = {
-        "synergy": told_before.get(folder.name) or stage.marks(kind, attempt),
+        "synergy": before.get(folder.name) or stage.marks(kind, attempt),
         "by_hand": hand.marks(kind, out / attempt.name, out / "log.txt"),
     }
     ours, theirs = READ[kind](attempt / "log.txt", attempt), READ[kind](out / "log.txt", out / attempt.name)
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
     if all({"imported", "first"} <= set(marks) for marks in starts.values()):
         told["start"] = {who: start(marks) for who, marks in starts.items()}
         told["start"]["ratio"] = round(told["start"]["synergy"]["start"] / told["start"]["by_hand"]["start"], 4)
-    if kind == "sft" and all("second" in marks for marks in starts.values()):
+    if kind == "sft" and all(marks.get("steps", 0) > 1 for marks in starts.values()):
         ratios["throughput_warm"] = round(rate(starts["synergy"]) / rate(starts["by_hand"]), 4)
     print(json.dumps(told | {"ratio": ratios | {"seconds": round(entry.seconds / whole, 4)}}))
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from moments import FOLLOWED, STEPS, Watch
+from moments import FOLLOWED, STEPS, Watch, attempt
 
 from synergy import machine
 from synergy.driver import ledger
@@ -46,14 +46,12 @@ SMALL = (
     "rl.verl.actor_rollout_ref.actor.ppo_mini_batch_size=32",
     "+rl.verl.trainer.v1.sampler.custom_sampler={{path: pkg://verl_fast_poll, name: FastPoll}}",
 )  # fmt: skip
-SAVED = {
-    "tiny": ("sft.config.save_strategy=steps", "+sft.config.save_steps=4", "rl.verl.trainer.save_freq=2"),
-    "else": (
-        "sft.config.save_strategy=no",
-        "rl.verl.actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]",
-        "rl.verl.actor_rollout_ref.actor.checkpoint.load_contents=[model]",
-    ),
-}
+OFTEN = ("sft.config.save_strategy=steps", "+sft.config.save_steps=4", "rl.verl.trainer.save_freq=2")
+ONLY_MODELS = (
+    "sft.config.save_strategy=no",
+    "rl.verl.actor_rollout_ref.actor.checkpoint.save_contents=[hf_model]",
+    "rl.verl.actor_rollout_ref.actor.checkpoint.load_contents=[model]",
+)
 WORDS = {"size": "3b", "gpus": "1", "nodes": "1", "recipe": "interleaved", "address": ""}
 ALONE = ("sft.config.fsdp=null", "sft.config.fsdp_config=null")
 """One GPU of 80 GB holds the 3B's weights, gradients and optimizer."""
@@ -89,10 +87,8 @@ def write_moments(work: Path, watch: Watch, entries: Iterable[ledger.Entry]) -> 
     file = work / FOLLOWED
     told = json.loads(file.read_text()) if file.exists() else {}
     for entry in entries:
-        folder = (watch.root / entry.output).parent
-        if entry.kind in STEPS:
-            marks = watch.marks(entry.kind, folder / f"attempt-{entry.attempt}")
-            told |= {folder.name: marks} if "imported" in marks else {}
+        if entry.kind in STEPS and "imported" in (marks := watch.of(entry)):
+            told[attempt(watch.root, entry).parent.name] = marks
     file.write_text(json.dumps(told))
 
 
@@ -114,7 +110,7 @@ def main() -> int:
     words = [text.format(work=work, here=HERE, instruction=INSTRUCTION.replace("\\", "\\\\")) for text in SMALL]
     words += [f"recipe={told['recipe']}", f"scale=qwen2_5_vl_{'7b' if told['size'] == '7b' else '3b'}"]
     words += [f"sft.gpus={told['gpus']}", f"rl.verl.trainer.n_gpus_per_node={told['gpus']}"]
-    words += SAVED.get(told["size"], SAVED["else"])
+    words += OFTEN if told["size"] == "tiny" else ONLY_MODELS
     words += ALONE if told["gpus"] == told["nodes"] == "1" else ()
     words += INTERLEAVED if told["recipe"] == "interleaved" else ()
     if told["address"]:

@@ -10,9 +10,8 @@ from synergy import machine
 from synergy.cluster import needs
 from synergy.data import checks
 from synergy.errors import UserError
-from synergy.stages import Stage, fit_rl, fit_sft, memory, sft_spread
+from synergy.stages import Stage, fit_rl, fit_sft, memory, sft_spread, verl_keys
 from synergy.stages.memory import HOST_USABLE, USABLE, Cards, Need
-from synergy.stages.verl_keys import flatten
 
 
 def cards(stage: Stage) -> Cards:
@@ -29,7 +28,7 @@ def cards(stage: Stage) -> Cards:
 
 def filled(stage: Stage, base: Path) -> dict[str, Any]:
     """The rule's values of an RL stage's keys that are null."""
-    told = fit_rl.keys(stage.settings)
+    told = verl_keys.given(stage.settings)
     empty = [key for key in fit_rl.CHOSEN if key in told and told[key] is None]
     made = fit_rl.chosen(told, memory.model(base, _frozen(stage)), cards(stage)) if empty else {}
     return {key: made[key] for key in empty}
@@ -65,7 +64,7 @@ def _frozen(stage: Stage) -> bool:
     """Whether the vision tower is: LLaMA-Factory's default, and not verl's."""
     if stage.kind == "sft":
         return bool(stage.settings["config"].get("freeze_vision_tower", True))
-    return bool(flatten(stage.settings["verl"]).get(f"{fit_rl.ACTOR}.freeze_vision_tower", False))
+    return bool(verl_keys.given(stage.settings).get(f"{fit_rl.ACTOR}.freeze_vision_tower", False))
 
 
 def check(stage: Stage, base: Path | None) -> None:
@@ -77,7 +76,7 @@ def check(stage: Stage, base: Path | None) -> None:
     need, on = found
     ways = "sft.config.fsdp='full_shard auto_wrap' over more GPUs, or +sft.config.pure_bf16=true"
     if stage.kind == "rl":
-        fused = "" if fit_rl.fused(fit_rl.keys(stage.settings)) else f"rl.verl_add.{fit_rl.ADAM}.fused=true, "
+        fused = "" if fit_rl.fused(verl_keys.given(stage.settings)) else f"rl.verl_add.{fit_rl.ADAM}.fused=true, "
         ways = f"{fused}more GPUs (rl.verl.trainer.n_gpus_per_node), or rl.verl.{fit_rl.ACTOR}.fsdp_config.model_dtype=bf16"
     ways += ", which halves them, or a smaller model"
     if need.states > USABLE * on.memory:

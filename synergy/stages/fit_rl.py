@@ -32,8 +32,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from synergy.stages import rl_critic, verl_keys
 from synergy.stages.memory import HOST_USABLE, LOGITS, USABLE, Cards, Model, Need
-from synergy.stages.verl_keys import flatten
 
 ACTOR, ROLLOUT, REFERENCE = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.ref"
 FUSED = "actor_rollout_ref.model.use_fused_kernels"
@@ -57,15 +57,10 @@ PINNED = 2
 
 def need(settings: Mapping[str, Any], of: Model, on: Cards) -> Need:
     """With the rule's choice where nothing is told."""
-    told = keys(settings)
+    told = verl_keys.given(settings)
     told = _either(told, chosen(told, of, on))
     training, generating = _on_gpu(told, of, on)
     return Need(_states(told, of, on) + _root(told, of, on), max(training, generating), _on_host(told, of, on))
-
-
-def keys(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """verl's keys, dotted, as a stage sets them."""
-    return flatten(settings["verl"]) | flatten(settings.get("verl_add", {}))
 
 
 def fused(told: Mapping[str, Any]) -> bool:
@@ -121,7 +116,7 @@ def _on_host(told: Mapping[str, Any], of: Model, on: Cards) -> int:
         return size * on.per_node // on.count
 
     weights, copy = here(policy * width * of.whole), here(reference * _reference(told, of))
-    critic = here((4 + 8) * of.whole) if _has_critic(told) else 0
+    critic = here((4 + 8) * of.whole) if rl_critic.wanted(told) else 0
     loading = weights + readers * _reference(told, of) + (PINNED + 1) * copy
     running = weights + here(moments * 2 * width * of.trained) + PINNED * copy + width * of.whole
     return critic + max(readers * width * of.whole, loading, running)
@@ -131,12 +126,8 @@ def _states(told: Mapping[str, Any], of: Model, on: Cards) -> int:
     return _width(told, ACTOR) * (4 * of.trained + of.frozen) // on.count
 
 
-def _has_critic(told: Mapping[str, Any]) -> bool:
-    return told.get("algorithm.adv_estimator") == "gae"
-
-
 def _critic(told: Mapping[str, Any], of: Model, on: Cards) -> int:
-    if not _has_critic(told):
+    if not rl_critic.wanted(told):
         return 0
     tokens = int(told.get("critic.ppo_infer_max_token_len_per_gpu", 32768))
     return (16 * of.trained + 4 * of.frozen) // on.count + tokens * 2 * of.hidden * of.layers

@@ -23,7 +23,20 @@ from synergy import machine, paths
 from synergy.cluster import attach, needs
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Command, Job, Progress, Stage, fit, fit_rl, own_reward, rl_critic, schedule, within_step
+from synergy.stages import (
+    Command,
+    Job,
+    Progress,
+    Stage,
+    fit,
+    fit_rl,
+    native_log,
+    own_reward,
+    rl_critic,
+    schedule,
+    verl_keys,
+    within_step,
+)
 from synergy.stages.verl_keys import flatten, override
 
 IDENTITY = frozenset(
@@ -116,7 +129,7 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:
     """Lets verl's own config files compose and resolve; starts nothing else (launch/plugins/verl_config.py)."""
     schedule.check_rl(stage.settings)
-    given = flatten(stage.settings["verl"]) | flatten(stage.settings["verl_add"])
+    given = verl_keys.given(stage.settings)
     count, here = fit.cards(stage).count, len(machine.gpus())
     if needs.SETTING not in stage.settings and here and count > here:
         raise UserError(
@@ -267,14 +280,9 @@ def _metrics(job: Job) -> Iterator[tuple[int, dict[str, float]]]:
     files = sorted(job.folder.glob("attempt-*/verl_metrics.jsonl"), key=lambda f: int(f.parent.name.split("-")[1]))
     found: dict[int, dict[str, float]] = {}
     for file in files:
-        first = True
-        for line in file.read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # the line being written
-                continue
-            if first:
-                found, first = {step: found[step] for step in found if step < row["step"]}, False
+        rows = list(native_log.rows(file))
+        found = {step: found[step] for step in found if not rows or step < rows[0]["step"]}
+        for row in rows:
             figures = {ours: row["data"][name] for ours, name in FIGURES.items() if name in row["data"]}
             for name, value in row["data"].items():
                 figures |= {ours: value for ours, start in VALIDATION.items() if name.startswith(start)}

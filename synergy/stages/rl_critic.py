@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from synergy.errors import UserError
+from synergy.stages.verl_keys import flatten
 
 
 def wanted(verl: Mapping[str, Any]) -> bool:
-    """Whether verl builds a critic: its ``need_critic`` (verl/trainer/ppo/utils.py). Raises UserError for GAE without."""
-    gae = verl.get("algorithm", {}).get("adv_estimator") == "gae"
-    enable = verl.get("critic", {}).get("enable")
+    """Whether verl builds a critic: its ``need_critic`` (verl/trainer/ppo/utils.py). verl: its keys, nested or dotted. Raises
+    UserError for GAE without."""
+    told = flatten(verl)
+    gae, enable = told.get("algorithm.adv_estimator") == "gae", told.get("critic.enable")
     if gae and enable is False:
         raise UserError(
             "rl.verl.critic.enable=false leaves algorithm.adv_estimator=gae without values; drop one of them"

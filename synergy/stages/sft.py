@@ -21,7 +21,18 @@ from synergy import paths
 from synergy.cluster import needs
 from synergy.driver import checkpoint, handoff
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Command, Job, Progress, Stage, fit, llamafactory_check, schedule, sft_length, sft_spread
+from synergy.stages import (
+    Command,
+    Job,
+    Progress,
+    Stage,
+    fit,
+    llamafactory_check,
+    native_log,
+    schedule,
+    sft_length,
+    sft_spread,
+)
 
 IDENTITY = frozenset({"config", "template", "weight", "open_ended", "seed", "choose", "batch", schedule.SETTING})
 RUNTIME = frozenset({"env", "gpus", needs.SETTING})
@@ -238,14 +249,7 @@ def runtime_name(published: str) -> str:
 
 
 def _log_rows(job: Job) -> Iterator[dict[str, Any]]:
-    file = job.work / "out" / "trainer_log.jsonl"
-    if not file.exists():
-        return
-    for line in file.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:  # the line being written
-            continue
+    return native_log.rows(job.work / "out" / "trainer_log.jsonl")
 
 
 def progress(job: Job) -> Progress | None:

@@ -16,6 +16,11 @@ def flatten(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
     return found
 
 
+def given(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an RL stage, dotted: of verl's own YAML, and of what it lacks there."""
+    return flatten(settings["verl"]) | flatten(settings["verl_add"])
+
+
 def override(key: str, value: Any) -> str:
     """``key=value`` in Hydra's override grammar; strings are quoted, so that paths and words stay what they are."""
     if isinstance(value, str):
