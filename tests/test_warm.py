@@ -24,6 +24,21 @@ from synergy.stages import Command
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 PYTHON = environments.locate("vllm")
+ATTENTION = """
+import sys, types
+from torch.backends.cuda import cudnn_sdp_enabled
+
+told = []
+if "fork" in sys.argv:
+    sys.modules["vllm._C_stable_libtorch"] = types.ModuleType("kernels")  # of a vLLM that is built for GPUs
+    import vllm.platforms.cuda
+    told.append(cudnn_sdp_enabled())
+import synergy_llamafactory
+from llamafactory.train import tuner
+tuner.run_exp = lambda: told.append(cudnn_sdp_enabled())
+synergy_llamafactory.main()
+print(*told, "vllm" in sys.modules)
+"""
 CODE = "import json, os, sys; print(json.dumps([sorted(sys.modules), os.environ.get('X'), sys.executable]))"
 
 
@@ -65,6 +80,21 @@ def test_threads_are_those_of_the_stage(server: Warm, tmp_path: Path) -> None:
         command = Command((str(PYTHON), "-c", code), {"OMP_NUM_THREADS": threads})
         (tmp_path / threads).mkdir()
         assert output(server.command(command), tmp_path / threads).split()[-1] == threads
+
+
+def test_sft_attends_as_in_a_process_of_its_own(tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": paths.pythonpath()}
+
+    def told(*words: str) -> str:
+        argv = [str(PYTHON), "-c", ATTENTION, *words]
+        done = subprocess.run(argv, env=env, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.splitlines()[-1]
+
+    assert told("fork") == "False True True", "vLLM leaves cuDNN's attention on by now: undo_vllm can go"
+    assert told() == "True False", (
+        "LLaMA-Factory imports vLLM itself: its SFT is without cuDNN's attention, forked or not"
+    )
 
 
 def test_memory_counts_and_a_killed_stage_leaves_nothing(server: Warm, tmp_path: Path) -> None:

@@ -2,9 +2,9 @@
 
     python benchmarks/gpu/pairs.py WORK RANKS [chain.py's words ...]
 
-One after the other on the same GPUs, so on a host that does nothing else; with 3B, 24 steps of SFT and 6 of RL, warm. Ends at
+One after the other on the same GPUs, so on a host that does nothing else; with 3B, 20 steps of SFT and 6 of RL, warm. Ends at
 once where the chain does not get to its end. Its last lines are by_hand.py's: rates of both, seconds before the first step of
-both by part, and their ratios.
+both by part, and their ratios. A recipe of one kind has one pair: ``recipe=sft sft.config.num_train_epochs=2``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 LONG = (
-    "run.warm=true", "rl.module=verl_fork", "run.keep_work=true", "recipe.sft_epochs=2", "budget.rl_steps=6",
+    "run.warm=true", "rl.module=verl_fork", "run.keep_work=true", "budget.rl_steps=6",
     "rl.verl.data.train_batch_size=16", "rl.verl.actor_rollout_ref.actor.ppo_mini_batch_size=16",
     "rl.verl.actor_rollout_ref.rollout.gpu_memory_utilization=0.4",
 )  # fmt: skip
+TWICE = ("recipe.sft_epochs=2",)
+"""Of interleaved, which is chain.py's recipe where none is named."""
 WEIGHTS = {"sft": "out", "rl": "checkpoints"}
 """What a stage's work folder holds of weights: published, they are of no use to by_hand.py, and take its room."""
 
@@ -34,8 +36,10 @@ def main(argv: list[str]) -> int:
     if len(argv) < 2 or "=" in argv[0]:
         raise SystemExit(__doc__)
     work = Path(argv[0]).absolute()
-    code = subprocess.run([sys.executable, str(HERE / "chain.py"), str(work), argv[1], *LONG, *argv[2:]]).returncode
-    for kind in WEIGHTS if code == 0 else ():
+    words = [*LONG, *(() if any(word.startswith("recipe=") for word in argv) else TWICE), *argv[2:]]
+    code = subprocess.run([sys.executable, str(HERE / "chain.py"), str(work), argv[1], *words]).returncode
+    there = [kind for kind in WEIGHTS if any(work.glob(f"runs/stages/{kind}-*"))]
+    for kind in there if code == 0 else ():
         clear(work / "runs/stages", kind)
         out = work / f"by-hand-{kind}"
         shutil.rmtree(out, ignore_errors=True)

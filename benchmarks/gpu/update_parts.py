@@ -5,7 +5,9 @@
 Seconds of the vision tower, of log-probabilities (forward, no gradient) and of forward and backward, as verl computes them
 (fused kernels, gradient checkpointing, frozen tower), with the tower's windows one by one, as transformers has them without
 flash-attn, and in one call by launch/plugins/vision_tower.py, which runs a frozen tower under no_grad, too; how far apart the
-two are; and the share of the time in which kernels ran. Weights are bfloat16, as FSDP has them while it computes.
+two are; and the share of the time in which kernels ran. Then the same with the windows in one call and without cuDNN's
+attention, which vLLM turns off in each process that imports it (vllm/platforms/cuda.py), verl's actor too. Weights are
+bfloat16, as FSDP has them while it computes.
 """
 
 from __future__ import annotations
@@ -110,22 +112,26 @@ def main(argv: list[str]) -> None:
         loss.backward()
         model.zero_grad(set_to_none=True)
 
-    answers = {}
-    for way, choose in (("one by one", one_by_one), ("in one call", one_call)):
-        choose()
-        answers[way] = (features().float(), log_probs().float())
-        for name, work in (("vision tower", features), ("log-probabilities", log_probs), ("forward, backward", update)):
+    def told(way: str, *parts: tuple[str, Callable[[], Any]]) -> None:
+        for name, work in parts:
             seconds, busy = timed(work, repeats)
-            print(
-                f"windows {way}, {name}: {seconds:.3f} s, {count / seconds:,.0f} tokens/s, GPU busy {busy:.2f}",
-                flush=True,
-            )
-    (before, told), (after, found) = answers.values()
+            rate = f"{count / seconds:,.0f} tokens/s"
+            print(f"{way}, {name}: {seconds:.3f} s, {rate}, GPU busy {busy:.2f}", flush=True)
+
+    tried = (("log-probabilities", log_probs), ("forward, backward", update))
+    answers = []
+    for way, choose in (("windows one by one", one_by_one), ("windows in one call", one_call)):
+        choose()
+        answers.append((features().float(), log_probs().float()))
+        told(way, ("vision tower", features), *tried)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    answers.append((features().float(), log_probs().float()))
+    told("without cuDNN's attention", *tried)
+    (before, first), (after, found), (_, other) = answers
     kept = given["attention_mask"].bool()
-    spread = (before - after).norm() / before.norm()
-    print(
-        f"apart: features {spread:.4f} of their norm, log-probabilities {(told - found)[kept].abs().mean():.4f} on average"
-    )
+    spread = f"{(before - after).norm() / before.norm():.4f} of their norm"
+    by_window, by_kernel = (f"{(found - one)[kept].abs().mean():.4f} on average" for one in (first, other))
+    print(f"apart: features {spread}, log-probabilities {by_window}; without cuDNN's attention {by_kernel}")
     print(f"at most {torch.cuda.max_memory_allocated() / 1e9:.0f} GB")
 
 

@@ -1,4 +1,4 @@
-"""``llamafactory-cli train`` with three additions: for recipes in rounds, and for GPUs. Usage: this file, ``train``, the YAML.
+"""``llamafactory-cli train`` with four additions: for recipes in rounds, and for GPUs. Usage: this file, ``train``, the YAML.
 
 1. Templates whose responses have no end of turn. Why: the progressive recipe trains on the beginning of a trace.
    LLaMA-Factory closes every response with the template's end of turn (``<|im_end|>``) and trains on it, which would
@@ -6,11 +6,14 @@
    ``<name>_open_ended``, with the bare content as the assistant's slot.
 2. A part of a learning-rate schedule, where the environment names one (see ``schedule_part``).
 3. A frozen vision tower without work in vain, and its windows in one call (see ``vision_tower``).
+4. In a fork (see ``warm_start``) torch's attention as in a process of its own. Why: a fork has vLLM imported, which
+   LLaMA-Factory never does, and vLLM turns cuDNN's kernels off for its whole process (vllm/platforms/cuda.py); they
+   are what torch prefers on an H100 or H200. No variable of the environment overrules that.
 
 On several GPUs LLaMA-Factory's launcher starts its own file anew under torchrun, and the additions would be lost; here
 that file is this one. As with the launcher's, the word ``train`` tells the start by hand from that by torchrun.
 Holds for: llamafactory 0.9.5 (data/template.py: TEMPLATES, Template.format_assistant; launcher.py: launch;
-train/sft/trainer.py: CustomSeq2SeqTrainer.create_scheduler).
+train/sft/trainer.py: CustomSeq2SeqTrainer.create_scheduler), vllm 0.26.0.
 """
 
 from __future__ import annotations
@@ -51,7 +54,16 @@ def install(part: schedule_part.Part) -> None:
     CustomSeq2SeqTrainer.create_scheduler = create_scheduler
 
 
+def undo_vllm() -> None:
+    """Has torch choose among all its kernels for attention, where vLLM was imported."""
+    if "vllm" in sys.modules:
+        import torch
+
+        torch.backends.cuda.enable_cudnn_sdp(True)
+
+
 def main() -> None:
+    undo_vllm()
     register()
     if part := schedule_part.read():
         install(part)
