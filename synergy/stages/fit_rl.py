@@ -3,8 +3,9 @@
 verl trains float32 weights by default (model_dtype fp32); W is bytes of a weight, 4 or 2. Bytes on a GPU, shared out among all:
 
     states       W x 4 a trained parameter (weight, gradient, Adam's two moments), W a frozen one
-    activations  of a micro-batch's tokens: 2 x hidden size x layers with gradient checkpointing, and memory.LOGITS x vocabulary
-                 for the logits, which verl's fused kernels save
+    activations  of a micro-batch's tokens: 2 x hidden size x layers with gradient checkpointing, and the larger of LAYER x hidden
+                 size for the layer that is computed again and memory.LOGITS x vocabulary, which verl's fused kernels save;
+                 4 a parameter of the embeddings, as FSDP gathers them, with their gradients
     root         after them, W a trained parameter while Adam steps: of all second moments at once, which a fused one saves
                  (`rl/paper`; 7B in float32 ended in it without, on a GPU of 150 GB)
     vLLM         gpu_memory_utilization of the GPU while it generates; it sleeps while the policy trains
@@ -49,6 +50,8 @@ PARALLEL = f"{ROLLOUT}.tensor_model_parallel_size"
 REFERENCE_DTYPE = f"{REFERENCE}.fsdp_config.model_dtype"
 CHOSEN = (*AWAY, PARALLEL, REFERENCE_DTYPE)
 """verl's keys that the rule fills in where they are null."""
+LAYER = 90
+"""Bytes a token and unit of hidden size: what a layer's attention and MLP make (3B and 7B on an H200: 101 and 72)."""
 FLOAT32 = ("fp32", "float32", "32")
 """verl's words for it (utils/torch_dtypes.py); its others are of two bytes."""
 PINNED = 2
@@ -101,10 +104,8 @@ def _on_gpu(told: Mapping[str, Any], of: Model, on: Cards) -> tuple[int, int]:
     """While the policy trains, and while vLLM generates or the critic trains."""
     width, (reference, moments, policy) = _width(told, ACTOR), (not told.get(key) for key in AWAY)
     held = reference * _reference(told, of) // on.count
-    each = 2 * of.hidden * of.layers + (0 if told.get(FUSED) else LOGITS * of.vocabulary)
-    tokens = int(told.get(f"{ACTOR}.ppo_max_token_len_per_gpu", 16384))
     idle = width * (2 * of.trained * moments + of.whole * policy) // on.count
-    busy = max(tokens * each, _root(told, of, on))
+    busy = max(_activations(told, of), _root(told, of, on))
     return _states(told, of, on) + held + busy, idle + held + max(_vllm(told, on), _critic(told, of, on))
 
 
@@ -124,6 +125,13 @@ def _on_host(told: Mapping[str, Any], of: Model, on: Cards) -> int:
 
 def _states(told: Mapping[str, Any], of: Model, on: Cards) -> int:
     return _width(told, ACTOR) * (4 * of.trained + of.frozen) // on.count
+
+
+def _activations(told: Mapping[str, Any], of: Model) -> int:
+    tokens = int(told.get(f"{ACTOR}.ppo_max_token_len_per_gpu", 16384))
+    last = max(LAYER * of.hidden, 0 if told.get(FUSED) else LOGITS * of.vocabulary)
+    embeddings = (1 if of.tied else 2) * of.vocabulary * of.hidden
+    return tokens * (2 * of.hidden * of.layers + last) + 4 * embeddings
 
 
 def _critic(told: Mapping[str, Any], of: Model, on: Cards) -> int:
