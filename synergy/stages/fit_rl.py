@@ -3,9 +3,9 @@
 verl trains float32 weights by default (model_dtype fp32); W is bytes of a weight, 4 or 2. Bytes on a GPU, shared out among all:
 
     states       W x 4 a trained parameter (weight, gradient, Adam's two moments), W a frozen one
-    activations  of a micro-batch's tokens: 2 x hidden size x layers with gradient checkpointing, and the larger of LAYER x hidden
-                 size for the layer that is computed again and memory.LOGITS x vocabulary, which verl's fused kernels save;
-                 4 a parameter of the embeddings, as FSDP gathers them, with their gradients
+    activations  of a micro-batch's tokens: 2 x hidden size x layers with gradient checkpointing, and the larger of LAYER x
+                 hidden size for the layer that is computed again and memory.LOGITS x vocabulary, which verl's fused kernels
+                 save; 4 a parameter of the embeddings, as FSDP gathers them, with their gradients
     root         after them, W a trained parameter while Adam steps: of all second moments at once, which a fused one saves
                  (`rl/paper`; 7B in float32 ended in it without, on a GPU of 150 GB)
     vLLM         gpu_memory_utilization of the GPU while it generates; it sleeps while the policy trains
