@@ -287,7 +287,7 @@ class Cluster:
     cpus: float = 1.0
     """Processors of each node that a stage claims; RL three for each GPU at least, as verl does."""
     memory_gb: float | None = None
-    """Memory of each node that a stage claims; null: not asked for."""
+    """Memory of each node that a stage claims, into which what RL sends there must fit; null: not asked for."""
     gpu_memory_gb: float | None = None
     """Memory of each GPU there, by which recipes/rl/paper chooses how the model is spread; null: not known."""
     stages: dict[str, dict[str, float]] = field(default_factory=dict)

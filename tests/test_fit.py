@@ -233,6 +233,11 @@ def test_a_host_with_too_little_memory_is_refused_before_anything_starts(
     fit.check(stage("rl", *alone, f"{VLLM}=0.25"), tmp_path)
     monkeypatch.setattr(machine, "memory", lambda: 2 * HOST)
     fit.check(stage("rl", *alone), tmp_path)
+    placed = ("cluster=ray", "cluster.address=http://a:1", "cluster.gpus=1", "cluster.gpu_memory_gb=141")
+    with pytest.raises(UserError, match=r"160 GB of a node's memory, of 134; claim more of it \(cluster.memory_gb\)"):
+        fit.check(stage("rl", *placed, "cluster.memory_gb=134"), tmp_path)
+    fit.check(stage("rl", *placed, "cluster.memory_gb=268"), tmp_path)
+    fit.check(stage("rl", *placed), tmp_path)
 
 
 def test_a_container_may_have_less_memory_than_its_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

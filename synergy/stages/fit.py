@@ -17,7 +17,8 @@ from synergy.stages.memory import HOST_USABLE, USABLE, Cards, Need
 def cards(stage: Stage) -> Cards:
     """Those that the stage would run on: of the cluster's nodes, or of this host."""
     if (placed := needs.of(stage)) is not None:
-        return Cards(placed.nodes * placed.gpus, placed.gpus, int(placed.gpu_memory_gb * 1e9))
+        card, node = int(placed.gpu_memory_gb * 1e9), int(placed.memory_gb * 1e9)
+        return Cards(placed.nodes * placed.gpus, placed.gpus, card, node)
     if stage.kind == "sft":
         per_node, nodes = sft_spread.processes(stage.settings), 1
     else:
@@ -85,8 +86,11 @@ def check(stage: Stage, base: Path | None) -> None:
             f"with {on.memory / 1e9:.0f} GB; take {ways}"
         )
     if on.host and need.host > HOST_USABLE * on.host:
+        whose, more = "this host's memory", ""
+        if needs.of(stage) is not None:
+            whose, more = "a node's memory", "claim more of it (cluster.memory_gb), "
         raise UserError(
             f"stage {stage.name}: what the GPUs have no room for, and the models as they are loaded and saved, take "
-            f"{need.host / 1e9:.0f} GB of this host's memory, of {on.host / 1e9:.0f}; make room by a lower "
+            f"{need.host / 1e9:.0f} GB of {whose}, of {on.host / 1e9:.0f}; {more}make room by a lower "
             f"rl.verl.{fit_rl.ROLLOUT}.gpu_memory_utilization, or take {ways}"
         )
