@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -172,6 +173,31 @@ def test_what_most_wait_for_begins_first(tmp_path: Path) -> None:
     todo, order = steps(tmp_path, base=[], sft=[], seen=["sft"], rl=["sft"], scored=["rl"]), list[str]()
     run(todo, 1, lambda step: order.append(step.stage.name))
     assert order == ["sft", "rl", "base", "seen", "scored"]
+
+
+@pytest.mark.parametrize(("gpus", "third"), [(2, "rl"), (3, "base")])
+def test_room_is_kept_for_what_waits_for_its_data_alone(tmp_path: Path, gpus: int, third: str) -> None:
+    todo, order = steps(tmp_path, data=[], base=[], sft=[], rl=["data"], merged=["sft", "rl"]), list[str]()
+    todo[0] = replace(todo[0], stage=Stage("data", "prepare", {}, {}))
+
+    def do(step: Step) -> None:
+        order.append(step.stage.name)
+        time.sleep(0.5)
+
+    run(todo, gpus, do)
+    assert order[:3] == ["data", "sft", third], "an evaluation takes the node of RL, whose data come in a moment"
+
+
+def test_none_is_kept_for_data_that_another_stage_must_make_first(tmp_path: Path) -> None:
+    todo, order = steps(tmp_path, sample=[], mix=["sample"], sft=["mix"], base=[]), list[str]()
+    todo[1] = replace(todo[1], stage=Stage("mix", "prepare", {}, {"sample": "sample"}))
+
+    def do(step: Step) -> None:
+        order.append(step.stage.name)
+        time.sleep(0.5)
+
+    run(todo, 2, do)
+    assert order == ["sample", "base", "mix", "sft"]
 
 
 def test_after_a_failure_what_runs_is_finished_and_nothing_begins(tmp_path: Path) -> None:

@@ -1,15 +1,15 @@
 """Stages that don't need each other run at the same time, as far as the cluster has room; each in a thread of the driver's.
 
 Of those that could begin, the one with the most stages after it in a row goes first: training before an evaluation for which
-nobody waits. When one fails, nothing new begins and what runs is let finish, so that no work is lost; then the failure is
-told. An interruption ends them all.
+nobody waits. Room is kept for one that waits for its data alone, which are soon prepared. When one fails, nothing new begins
+and what runs is let finish, so that no work is lost; then the failure is told. An interruption ends them all.
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from synergy import interrupt
@@ -42,8 +42,13 @@ def run(steps: Sequence[Step], room: Room, do: Do, note: Callable[[Step, str], N
     with ThreadPoolExecutor(max_workers=max(1, len(steps)), thread_name_prefix="stage") as pool:
         try:
             while pending or running:
-                ready = [] if failure else _ready(pending, [*pending, *running.values()])
-                chosen = [step for step in ready if room.claim(step.stage)]
+                able = [] if failure else _able(pending, running.values())
+                claimed = [step for step in able if room.claim(step.stage)]
+                ready = _ready(able, [*pending, *running.values()])
+                chosen = [step for step in claimed if step in ready]
+                for step in claimed:
+                    if step not in chosen:
+                        room.release(step.stage)
                 if ready and not chosen and not running:
                     first = room.wait([step.stage for step in ready], functools.partial(note, ready[0]), stop)
                     chosen = [step for step in ready if step.stage is first]
@@ -76,6 +81,16 @@ def _after(steps: Sequence[Step]) -> dict[str, int]:
         for name in made.keys() & set(step.stage.inputs.values()):
             made[name] = max(made[name], made[step.stage.name] + 1)
     return made
+
+
+def _able(pending: Iterable[Step], running: Iterable[Step]) -> list[Step]:
+    """Those that can begin, and those that can once their data are prepared. pending: each after all that it reads."""
+    found, soon = list[Step](), {step.stage.name: step.stage.kind == "prepare" for step in running}
+    for step in pending:
+        able = all(soon.get(name, True) for name in step.stage.inputs.values())
+        soon[step.stage.name] = able and step.stage.kind == "prepare"
+        found += [step] if able else []
+    return found
 
 
 def _ready(pending: Sequence[Step], unfinished: Sequence[Step]) -> list[Step]:
