@@ -2,7 +2,7 @@
 
     python benchmarks/gpu/pairs.py WORK RANKS [chain.py's words ...]
 
-One after the other on the same GPUs, so on a host that does nothing else; with 3B, 20 steps of SFT and 6 of RL, warm. Ends at
+One after the other on the same GPUs, so on a host that does nothing else; with 3B, 24 steps of SFT and 6 of RL, warm. Ends at
 once where the chain does not get to its end. Its last lines are by_hand.py's: rates of both, seconds before the first step of
 both by part, and their ratios. A recipe of one kind has one pair: ``recipe=sft sft.config.num_train_epochs=2``.
 """

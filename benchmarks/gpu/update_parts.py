@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
         loss.backward()
         model.zero_grad(set_to_none=True)
 
-    def told(way: str, *parts: tuple[str, Callable[[], Any]]) -> None:
+    def tell(way: str, *parts: tuple[str, Callable[[], Any]]) -> None:
         for name, work in parts:
             seconds, busy = timed(work, repeats)
             rate = f"{count / seconds:,.0f} tokens/s"
@@ -123,11 +123,11 @@ def main(argv: list[str]) -> None:
     for way, choose in (("windows one by one", one_by_one), ("windows in one call", one_call)):
         choose()
         answers.append((features().float(), log_probs().float()))
-        told(way, ("vision tower", features), *tried)
+        tell(way, ("vision tower", features), *tried)
+    (before, first), (after, found) = answers
     torch.backends.cuda.enable_cudnn_sdp(False)
-    answers.append((features().float(), log_probs().float()))
-    told("without cuDNN's attention", *tried)
-    (before, first), (after, found), (_, other) = answers
+    other = log_probs().float()
+    tell("without cuDNN's attention", *tried)
     kept = given["attention_mask"].bool()
     spread = f"{(before - after).norm() / before.norm():.4f} of their norm"
     by_window, by_kernel = (f"{(found - one)[kept].abs().mean():.4f} on average" for one in (first, other))
