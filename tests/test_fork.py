@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -92,6 +93,25 @@ def test_passes_on_open_files_and_signals(python: str) -> None:
     assert process.wait(10) == 7
     process = subprocess.Popen([python, "-c", "import os; os.kill(os.getpid(), 9)"])
     assert process.wait(10) == -signal.SIGKILL
+
+
+def test_a_signal_before_the_fork_s_pid_is_known_reaches_the_fork(tmp_path: Path) -> None:
+    code = "import signal, os, time; signal.signal(15, lambda *_: os._exit(7)); print(1, flush=True); time.sleep(60)"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        server.bind(str(tmp_path / "socket"))
+        server.listen()
+        client = subprocess.Popen(
+            [sys.executable, "-I", "-S", PLUGINS / "fork_client.py", sys.executable, tmp_path / "socket", "-c", code]
+        )
+        connection, _ = server.accept()
+        with connection, subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as fork:
+            connection.recv(8)
+            assert fork.stdout is not None and fork.stdout.readline() == b"1\n"
+            client.terminate()  # the fork runs, and its client does not know it yet
+            connection.sendall(b"%d\n" % fork.pid)
+            assert fork.wait(10) == 7
+            connection.sendall(b"7\n")
+            assert client.wait(10) == 7
 
 
 def test_a_fork_s_process_group_can_be_killed_alone(python: str) -> None:

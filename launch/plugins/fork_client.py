@@ -10,6 +10,8 @@ import signal
 import socket
 import sys
 
+_PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
 
 def main(python: str, address: str, arguments: list[str]) -> int:
     """Ask for a fork that runs `arguments`; its exit status once it has ended."""
@@ -18,6 +20,7 @@ def main(python: str, address: str, arguments: list[str]) -> int:
         plain.pop(0)
     files = sorted(int(name) for name in os.listdir("/proc/self/fd"))
     files = [file for file in files if os.path.exists(f"/proc/self/fd/{file}") and os.get_inheritable(file)]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)  # held until it is known whom to pass them on to
     server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if not plain or (plain[0].startswith("-") and plain[0] not in ("-c", "-m")):
@@ -38,6 +41,7 @@ def main(python: str, address: str, arguments: list[str]) -> int:
         lines = server.makefile("rb")
         pid = int(lines.readline())
     except (OSError, ValueError):
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.execv(python, [python, *arguments])
     for file in files:
         if file > 2:
@@ -47,8 +51,9 @@ def main(python: str, address: str, arguments: list[str]) -> int:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+    for number in _PASSED_ON:
         signal.signal(number, forward)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the fork as well
     status = lines.readline()
     if not status:
