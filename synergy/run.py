@@ -60,9 +60,8 @@ def _sweep(tasks: Sequence[Task], plans: Sequence[Plan], server: warm.Warm | Non
                 raise
             cli.tell(str(error), 1)
             failed[f"job {task.number} ({task.name})"] = now
-            stage = next((step for step in plan.of_config(task.cfg).steps if step.action != "reuse"), None)
-            if stage:
-                broken.setdefault(stage.folder, f"job {task.number}")
+            if error.folder:
+                broken.setdefault(error.folder, f"job {task.number}")
     _report(done, len(tasks))
     if failed:
         raise StageFailed(

@@ -24,7 +24,7 @@ from synergy.cluster.room import Room, fits
 from synergy.driver import side_by_side
 from synergy.driver.plan import Step
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Command, Stage
+from synergy.stages import Command, Job, Stage
 from synergy.stages.verl_keys import flatten
 
 SBATCH = {"job-name", "nodes", "ntasks-per-node", "exclusive", "gpus-per-node", "mem", "output", "signal", "requeue"}
@@ -237,11 +237,15 @@ def test_verl_attaches_and_all_else_goes_out_by_the_launcher() -> None:
         s.name: s for s in strategies.stages(config("two_stage", "cluster=ray", "cluster.nodes=2", "cluster.gpus=8"))
     }
     rl, sft = planned["two_stage"], planned["sft"]
-    words = attach.verl_overrides(rl.settings, {"VERL_X": "1", "RAY_AUTH_MODE": "token"})
+    job = Job(rl, "k", Path("/runs/stages/rl-1"), Path("/runs/stages/rl-1/attempt-2"), {}, {})
+    words = attach.verl_overrides(job, {"VERL_X": "1", "RAY_AUTH_MODE": "token", "VERL_USE_EXTERNAL_MODULES": "a"})
     assert words["trainer.nnodes"] == 2 and words["trainer.n_gpus_per_node"] == 8
     assert words["++ray_kwargs.ray_init.address"] == "auto" and words["++ray_kwargs.ray_init.num_cpus"] is None
-    envs = [name for name in words if "env_vars" in name]
-    assert envs == ["++ray_kwargs.ray_init.runtime_env.env_vars.VERL_X"], "what concerns Ray is the cluster's to say"
+    assert words["++ray_kwargs.ray_init.namespace"] == "rl-1-attempt-2"
+    envs = {name.rpartition(".")[2]: value for name, value in words.items() if "env_vars" in name}
+    assert envs == {"VERL_X": "1", "VERL_USE_EXTERNAL_MODULES": "a,verl_queue"}, (
+        "what concerns Ray is the cluster's to say"
+    )
     command = Command(("llamafactory-cli", "train", "x.yaml"), {"A": "1", "RAY_B": "1"})
     assert attach.spread(command, rl) is command
     out = attach.spread(command, sft)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 PLUGINS = Path(__file__).resolve().parents[1] / "launch" / "plugins"
@@ -173,3 +175,55 @@ def test_only_this_user_reaches_it(python: str) -> None:
     assert soon(lambda: (folder / "socket").exists())
     assert folder.stat().st_mode & 0o777 == 0o700
     assert (folder / "socket").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_fork_that_is_killed_takes_its_own_forks_along(python: str) -> None:
+    code = "import os, time; print(os.fork() or os.getpid(), flush=True); time.sleep(60)"
+    for end in (signal.SIGTERM, signal.SIGKILL):  # passed on; and seen by the server, since the client is gone
+        process = subprocess.Popen([python, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        child = int(process.stdout.readline())
+        process.send_signal(end)
+        assert process.wait(10) == -end and soon(lambda child=child: not alive(child))  # type: ignore[misc]
+
+
+def test_a_request_that_breaks_off_costs_nobody_else(python: str) -> None:
+    running = subprocess.Popen([python, "-c", "import time; time.sleep(60)"])
+    read, write = os.pipe()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.connect(str(Path(python).with_name("socket")))
+        socket.send_fds(client, [(1000).to_bytes(8, "big")], [write])
+        client.sendall(b"{")
+    os.close(write)
+    assert os.read(read, 1) == b"", "the server keeps no file of it open"
+    os.close(read)
+    assert subprocess.run([python, "-c", CODE], capture_output=True, text=True).stdout == "True\n", "still warm"
+    assert running.poll() is None
+    running.kill()
+    running.wait()
+
+
+def test_a_server_that_can_not_fork_leaves_it_to_the_real_python(python: str, parent: subprocess.Popen[str]) -> None:
+    (server,) = (child.pid for child in psutil.Process(parent.pid).children())
+    running = subprocess.Popen(
+        [python, "-c", "import time; print(1, flush=True); time.sleep(60)"], stdout=subprocess.PIPE
+    )
+    assert running.stdout is not None and running.stdout.readline()
+    limits = resource.prlimit(server, resource.RLIMIT_NOFILE)
+    open_files = max(int(name) for name in os.listdir(f"/proc/{server}/fd"))
+    resource.prlimit(server, resource.RLIMIT_NOFILE, (open_files + 1, limits[1]))
+    assert subprocess.run([python, "-c", CODE], capture_output=True, text=True, timeout=60).stdout == "False\n"
+    resource.prlimit(server, resource.RLIMIT_NOFILE, limits)
+    assert subprocess.run([python, "-c", CODE], capture_output=True, text=True).stdout == "True\n"
+    assert running.poll() is None
+    running.kill()
+    running.wait()
+
+
+def test_an_interrupt_ends_a_fork_as_it_ends_python(python: str) -> None:
+    code = "import time; print(1, flush=True); time.sleep(60)"
+    for program in (sys.executable, python):
+        process = subprocess.Popen([program, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None and process.stdout.readline() == b"1\n"
+        process.send_signal(signal.SIGINT)
+        assert b"KeyboardInterrupt" in process.communicate(timeout=20)[1] and process.returncode == -signal.SIGINT

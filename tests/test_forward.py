@@ -22,7 +22,8 @@ from test_conformance import planned
 from synergy import environments, lab, paths
 from synergy.driver import forward, handoff, identity
 from synergy.driver.plan import Workspace
-from synergy.errors import StageFailed, UserError
+from synergy.driver.process import Outcome
+from synergy.errors import Passing, StageFailed, UserError
 from synergy.stages import Command, Job
 from synergy.workers import logprobs
 from synergy.workers.evaluate import dtype, verify
@@ -139,10 +140,15 @@ def job(folder: Path, kind: str, model: Path) -> Job:
     return made
 
 
-def real(command: Command, log: Path) -> int:
+def ended(code: int, stopped: str | None = None) -> Outcome:
+    return Outcome(code, stopped, 0.0, 0)
+
+
+def real(command: Command, log: Path) -> Outcome:
     with log.open("ab") as sink:
         env = {**os.environ, **command.env}
-        return subprocess.run(command.argv, env=env, cwd=command.cwd, stdout=sink, stderr=subprocess.STDOUT).returncode
+        done = subprocess.run(command.argv, env=env, cwd=command.cwd, stdout=sink, stderr=subprocess.STDOUT)
+    return ended(done.returncode)
 
 
 def test_a_model_is_looked_at_once_and_again_by_another_version(
@@ -150,7 +156,7 @@ def test_a_model_is_looked_at_once_and_again_by_another_version(
 ) -> None:
     ran: list[Command] = []
 
-    def run(command: Command, log: Path) -> int:
+    def run(command: Command, log: Path) -> Outcome:
         ran.append(command)
         return real(command, log)
 
@@ -160,7 +166,12 @@ def test_a_model_is_looked_at_once_and_again_by_another_version(
         assert made.record is not None and made.record.is_relative_to(tmp_path / "handoffs")
     assert len(ran) == 1, "one look serves all"
     monkeypatch.setattr(environments, "versions", lambda python: {"transformers": "9.9"})
-    forward.model(job(tmp_path / "newer", "rl", lab.BASE), space, digest, lambda command, log: ran.append(command) or 0)
+
+    def note(command: Command, log: Path) -> Outcome:
+        ran.append(command)
+        return ended(0)
+
+    forward.model(job(tmp_path / "newer", "rl", lab.BASE), space, digest, note)
     assert len(ran) == 2 and ran[1].argv[-1] == "check"
 
 
@@ -176,15 +187,33 @@ def test_a_stage_whose_loader_reads_another_model_does_not_begin(tmp_path: Path,
         forward.model(job(tmp_path / "stage", "sft", bad), space, "d" * 64, real)
 
 
-def test_a_pass_that_breaks_is_told_with_its_log(tmp_path: Path) -> None:
-    def run(command: Command, log: Path) -> int:
-        log.write_text("ImportError: no torch\n")
-        return 1
+@pytest.mark.parametrize(
+    ("done", "error", "told"),
+    [
+        (ended(1), StageFailed, "ended with exit code 1"),
+        (
+            ended(-15, "said nothing for 30 minutes and was stopped"),
+            StageFailed,
+            "said nothing for 30 minutes and was stopped",
+        ),
+        (ended(0), StageFailed, "told nothing"),
+        (ended(1), Passing, "ended with exit code 1"),
+    ],
+)
+def test_a_pass_that_breaks_is_told_with_its_log(
+    tmp_path: Path, done: Outcome, error: type[StageFailed], told: str
+) -> None:
+    last = "NodeDiedError: gone" if error is Passing else "ImportError: no torch"
+
+    def run(command: Command, log: Path) -> Outcome:
+        log.write_text(last + "\n")
+        return done
 
     with pytest.raises(
-        StageFailed, match=r"forward pass on its model .*exit code 1 \(run\.verify=false(.|\n)*no torch"
-    ):
+        StageFailed, match=rf"forward pass on its model .*{told} \(run\.verify=false(.|\n)*{last}"
+    ) as found:
         forward.model(job(tmp_path / "stage", "sft", lab.BASE), Workspace(tmp_path), "d" * 64, run)
+    assert type(found.value) is error
 
 
 # vLLM ---------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ class Finder:
         if name != self.name:
             return None
         spec: Any = PathFinder.find_spec(name, path, target)
+        if spec is None:
+            return None  # it is not there, as the next finders will say
         load = spec.loader.exec_module
 
         def exec_module(module: Any) -> None:

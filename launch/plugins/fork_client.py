@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 
-_PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def main(python: str, address: str, arguments: list[str]) -> int:
@@ -52,9 +52,9 @@ def main(python: str, address: str, arguments: list[str]) -> int:
             os.kill(pid, number)
 
     for number in _PASSED_ON:
-        signal.signal(number, forward)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as of a command under nohup
+            signal.signal(number, forward)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the fork as well
     status = lines.readline()
     if not status:
         return 1  # the server is gone, and every fork with it

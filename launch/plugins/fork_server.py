@@ -14,6 +14,7 @@ Only OMP_NUM_THREADS is set anew, for torch. In a fork sys.executable is the sta
 import atexit
 import contextlib
 import ctypes
+import fcntl
 import gc
 import json
 import multiprocessing
@@ -33,7 +34,7 @@ from typing import Any, NoReturn
 _PREFIX = "synergy-fork-"
 _PR_SET_PDEATHSIG = 1
 _NOT_INITIALIZED = 3  # cuda.h: CUDA_ERROR_NOT_INITIALIZED
-_SPARE = 500  # file descriptors are parked from here on while they are put in place
+_REQUEST_SECONDS = 5.0  # a client that takes longer to say what it wants becomes the real python
 
 
 def inside() -> bool:
@@ -79,7 +80,8 @@ def start(folder: Path | None = None) -> Path:
     """Fork the server off this process, which must have only one thread; the path of the stand-in for python.
 
     folder: an empty one for the stand-in and its socket, with a short path; by default a temporary one. The server ends with
-    this process, and every fork ends with the server. Raises RuntimeError if there are more threads, or CUDA was started.
+    this process, and every fork ends with the server. Raises RuntimeError if there are more threads, CUDA was started, or the
+    socket can't be made.
     """
     if threads := _threads():
         raise RuntimeError(f"cannot fork safely: a library started {threads} threads while it was imported")
@@ -95,9 +97,14 @@ def start(folder: Path | None = None) -> Path:
     python.chmod(0o700)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     aside = folder / "opening"
-    listener.bind(str(aside))
+    try:
+        listener.bind(str(aside))
+    except OSError as error:
+        raise RuntimeError(f"no socket can be had at {aside} ({error}): set TMPDIR to a short path") from error
     aside.chmod(0o600)
     listener.listen(64)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()  # else every fork would tell it again
     multiprocessing.set_executable(str(python))
     me = os.getpid()
     if os.fork() == 0:
@@ -107,7 +114,12 @@ def start(folder: Path | None = None) -> Path:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the forks decide for themselves
         gc.collect()
         gc.freeze()  # keeps the memory of what is imported shared
-        _become(*_serve(listener))
+        try:
+            _become(*_serve(listener))
+        except BaseException:
+            sys.excepthook(*sys.exc_info())
+        finally:
+            os._exit(1)
     listener.close()
     aside.rename(address)  # whoever sees the socket finds somebody there
     return python
@@ -128,25 +140,17 @@ def _serve(listener: socket.socket) -> tuple[list[int], dict[str, Any]]:
     while True:
         for descriptor, _ in poll.poll():
             if descriptor == listener.fileno():
-                client, _address = listener.accept()
-                received = _receive(client)
-                if received is None:
-                    client.close()
-                    continue
-                server = os.getpid()
-                if (pid := os.fork()) == 0:
-                    _die_with_parent(server)
-                    for inherited in {listener.fileno(), client.fileno(), *forks}:
-                        os.close(inherited)
-                    return received
-                for passed in received[0]:
-                    os.close(passed)
-                fork = _Fork(client, pid, os.pidfd_open(pid))
-                for key in (client.fileno(), fork.pidfd):
-                    forks[key] = fork
-                    poll.register(key, select.POLLIN)
-                _tell(client, pid)
+                made = _fork(listener, forks)
+                if isinstance(made, tuple):
+                    return made
+                if made is not None:
+                    for key in (made.client.fileno(), made.pidfd):
+                        forks[key] = made
+                        poll.register(key, select.POLLIN)
             elif (fork := forks[descriptor]).pidfd == descriptor:
+                ended = os.waitid(os.P_PID, fork.pid, os.WEXITED | os.WNOWAIT)
+                if ended is not None and ended.si_code != os.CLD_EXITED:
+                    _kill(fork.pid)  # its group: as long as it is not waited for, the number is its own
                 _, status = os.waitpid(fork.pid, 0)
                 _tell(fork.client, os.waitstatus_to_exitcode(status))
                 for key in {fork.client.fileno(), fork.pidfd} & set(forks):
@@ -157,8 +161,52 @@ def _serve(listener: socket.socket) -> tuple[list[int], dict[str, Any]]:
                 os.close(fork.pidfd)
                 break  # a descriptor of this round may have been closed just now
             else:
-                os.kill(fork.pid, signal.SIGKILL)  # its client was killed
+                _kill(fork.pid)  # its client was killed
                 poll.unregister(descriptor)
+
+
+def _fork(listener: socket.socket, forks: dict[int, _Fork]) -> _Fork | tuple[list[int], dict[str, Any]] | None:
+    """For one request: the fork, or in the fork what to become. None where it can't be had: its client then becomes the real
+    python, and whatever is short (processes, memory, descriptors) costs nobody else."""
+    server, files, pid, done = os.getpid(), list[int](), 0, False
+    try:
+        client, _address = listener.accept()
+    except OSError:
+        time.sleep(0.1)  # the request stays, and would be seen again at once
+        return None
+    try:
+        request = _receive(client, files)
+        if request is None:
+            return None
+        if (pid := os.fork()) == 0:
+            _die_with_parent(server)
+            for inherited in {listener.fileno(), client.fileno(), *forks}:
+                os.close(inherited)
+            return files, request
+        made = _Fork(client, pid, os.pidfd_open(pid))
+        _tell(client, pid)
+        done = True
+        return made
+    except OSError:
+        if os.getpid() != server:
+            os._exit(1)
+        if pid:
+            _kill(pid)
+            os.waitpid(pid, 0)
+        return None
+    finally:
+        if os.getpid() == server:
+            for passed in files:
+                os.close(passed)
+            if not done:
+                client.close()
+
+
+def _kill(pid: int) -> None:
+    """A fork, and the processes that it has forked in its turn: they have the server's environment, and so no stage's mark."""
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
 
 
 def _tell(client: socket.socket, number: int) -> None:
@@ -166,19 +214,24 @@ def _tell(client: socket.socket, number: int) -> None:
         client.sendall(b"%d\n" % number)
 
 
-def _receive(client: socket.socket) -> tuple[list[int], dict[str, Any]] | None:
-    """One request: its length in 8 bytes, the open files, then JSON; None when the client broke off."""
+def _receive(client: socket.socket, files: list[int]) -> dict[str, Any] | None:
+    """One request: its length in 8 bytes, the open files (added to ``files``), then JSON. None when the client broke off, or
+    takes too long: others wait."""
+    end = time.monotonic() + _REQUEST_SECONDS
     try:
-        client.settimeout(10)
-        head, files, _, _ = socket.recv_fds(client, 8, 253)
+        client.settimeout(_REQUEST_SECONDS)
+        head, passed, _, _ = socket.recv_fds(client, 8, 253)
+        files += passed
         data = b""
         while len(data) < int.from_bytes(head, "big"):
+            client.settimeout(max(0.001, end - time.monotonic()))
             part = client.recv(1 << 16)
             if not part:
                 return None
             data += part
         client.settimeout(None)
-        return list(files), json.loads(data)
+        request: dict[str, Any] = json.loads(data)
+        return request if len(files) == len(request["files"]) else None  # the rest found no room here
     except (OSError, ValueError):
         return None
 
@@ -187,12 +240,15 @@ def _become(files: list[int], request: dict[str, Any]) -> NoReturn:
     """Turn this fork into the process asked for: its files, folder, environment and program."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.setpgid(0, 0)  # a group of its own: Ray kills that of a worker that has ended, which must not be the server's
-    parked = [os.dup2(file, _SPARE + index, inheritable=False) for index, file in enumerate(files)]
+    spare = max([*files, *request["files"], 2]) + 1
+    parked = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, spare) for file in files]
     for target, file in zip(request["files"], parked, strict=True):
         os.dup2(file, target)
         os.close(file)
     for file in set(files) - set(request["files"]):
         os.close(file)
+    for file in {0, 1, 2} - set(request["files"]):  # closed there, and the server's here
+        os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), file)
     os.chdir(request["folder"])
     os.umask(request["umask"])
     os.environ.clear()
@@ -204,9 +260,9 @@ def _become(files: list[int], request: dict[str, Any]) -> NoReturn:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
-    except BaseException:
+    except BaseException as error:
         sys.excepthook(*sys.exc_info())
-        code = 1
+        code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
     _finish(code)
 
 
@@ -238,7 +294,7 @@ def _run(arguments: list[str]) -> None:
 
 
 def _finish(code: int) -> NoReturn:
-    """End as the interpreter does: join threads, run atexit, flush."""
+    """End as the interpreter does: join threads, run atexit, flush. code: exit status, or the signal to die of, negative."""
     import threading
 
     try:
@@ -247,4 +303,7 @@ def _finish(code: int) -> NoReturn:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
     finally:
+        if code < 0:
+            signal.signal(-code, signal.SIG_DFL)
+            os.kill(os.getpid(), -code)
         os._exit(code)

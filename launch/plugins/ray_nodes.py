@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -19,7 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 GRACE_SECONDS = 5.0
+WAIT_SECONDS = 60.0
+"""Between two words of a command that waits for nodes."""
 MARK = "SYNERGY_STAGE"
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 class Place:
@@ -60,21 +64,30 @@ class Place:
 
 def guard(argv: Sequence[str]) -> int:
     """Runs the command and leaves nothing of it, whichever way this process ends but SIGKILL."""
+    import psutil
+
     from synergy.driver import process
     from synergy.machine import die_with_parent
 
+    def below(found: psutil.Process) -> bool:
+        try:
+            return os.getpid() in {one.pid for one in found.parents()}
+        except psutil.Error:
+            return False
+
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # whose parents end comes here, not to init
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     mark = os.environ[MARK]
     child = None
     try:
         child = subprocess.Popen(argv, start_new_session=True, preexec_fn=die_with_parent)
-        return child.wait()
+        code = child.wait()
+        return code if code >= 0 else 128 - code
     except KeyboardInterrupt:
         return 128 + signal.SIGTERM
     finally:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        there = (found for found in process.marked(mark) if os.getpid() in {one.pid for one in found.parents()})
-        process.end(there, [], GRACE_SECONDS)
+        process.end(filter(below, process.marked(mark)), [], GRACE_SECONDS)
         if child is not None:
             child.wait()
 
@@ -103,8 +116,16 @@ def main(words: Sequence[str]) -> int:
     bundle = {name: size for name, size in bundle.items() if size} or {"CPU": 0.001}
     actors: list[Any] = []
     try:
-        group = placement_group([bundle] * given.nodes, strategy="STRICT_SPREAD" if given.nodes > 1 else "PACK")
-        ray.get(group.ready())
+        spread = given.nodes > 1
+        group = placement_group(
+            [bundle] * given.nodes,
+            strategy="STRICT_SPREAD" if spread else "STRICT_PACK",
+            _soft_target_node_id=None if spread else _fullest(bundle),
+        )
+        ready = group.ready()
+        while not ray.wait([ready], timeout=WAIT_SECONDS)[0]:
+            print(f"ray_nodes: waits for {given.nodes} x {bundle}, which other work of the cluster holds", flush=True)
+        ray.get(ready)
         for index in range(given.nodes):
             where = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
             made = ray.remote(Place).options(
@@ -123,6 +144,16 @@ def main(words: Sequence[str]) -> int:
         return 128 + signal.SIGTERM
     finally:
         _end(ray, actors)
+
+
+def _fullest(bundle: Mapping[str, float]) -> str | None:
+    """Id of the node with the least free that holds it, so that the others stay whole for stages that want all of one. Ray by
+    itself takes the emptiest (its LeastResourceScorer)."""
+    from ray._private.state import available_resources_per_node
+
+    nodes: Mapping[str, Mapping[str, float]] = available_resources_per_node()
+    hold = [node for node, free in nodes.items() if all(free.get(name, 0) >= size for name, size in bundle.items())]
+    return min(hold, key=lambda node: (nodes[node].get("GPU", 0), nodes[node].get("CPU", 0)), default=None)
 
 
 def _run(ray: Any, actors: Sequence[Any], argv: Sequence[str], env: Mapping[str, str]) -> int:
@@ -154,7 +185,10 @@ def _run(ray: Any, actors: Sequence[Any], argv: Sequence[str], env: Mapping[str,
 
 
 def _lost(error: Exception) -> int:
-    print(f"NodeDiedError: a node or its worker was lost: {' '.join(str(error).split())[:500]}", flush=True)
+    from ray.exceptions import RayTaskError
+
+    told = "failed there" if isinstance(error, RayTaskError) else "NodeDiedError: a node or its worker was lost"
+    print(f"ray_nodes: {told}: {' '.join(str(error).split())[-500:]}", flush=True)
     return 1
 
 

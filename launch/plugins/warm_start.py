@@ -77,7 +77,7 @@ def preload() -> list[str]:
         for name in (*PRELOAD, *(() if torch.cuda.is_available() else ON_CPU)):
             try:
                 importlib.import_module(name)
-            except (ImportError, NeedsDevice):
+            except (Exception, NeedsDevice):  # whatever a library thinks of being imported here
                 left.append(name)
         torch.cuda._lazy_init = stock
         del sys.modules["ray"]

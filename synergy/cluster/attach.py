@@ -14,9 +14,11 @@ from typing import Any
 from synergy import paths
 from synergy.cluster import needs
 from synergy.cluster.needs import Need
-from synergy.stages import Command, Stage
+from synergy.stages import Command, Job, Stage
 
 RAY = "ray_kwargs.ray_init"
+MODULES, QUEUE = "VERL_USE_EXTERNAL_MODULES", "verl_queue"
+"""verl's hook for plug-ins, and the one by which two RL jobs of one cluster have queues of their own."""
 OVERRIDE = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
 """Ray's word for: what a stage says of its environment wins over the job's, where they differ."""
 
@@ -26,18 +28,26 @@ def environment(env: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in env.items() if not name.startswith("RAY_")}
 
 
-def verl_overrides(settings: Mapping[str, Any], env: Mapping[str, str]) -> dict[str, Any]:
+def namespace(job: Job) -> str:
+    """Of an attempt's actors in Ray, by which they are told from those of other stages, and of other people's jobs."""
+    return f"{job.folder.name}-{job.attempt.name}"
+
+
+def verl_overrides(job: Job, env: Mapping[str, str]) -> dict[str, Any]:
     """verl's keys for the cluster: its address, no sizes (Ray refuses them for a cluster that is there), the stage's nodes, and
     its environment. Nothing for a stage on this machine."""
+    settings = job.settings
     if needs.SETTING not in settings:
         return {}
     need = Need(**settings[needs.SETTING])
+    env = {**env, MODULES: ",".join(filter(None, (env.get(MODULES), QUEUE)))}
     given = {name for part in ("verl", "verl_add") for name in settings[part].get("ray_kwargs", {}).get("ray_init", {})}
     return {
         "trainer.nnodes": need.nodes,
         "trainer.n_gpus_per_node": need.gpus,
         f"++{RAY}.address": "auto",
-        **{f"++{RAY}.{name}": None for name in sorted(given - {"address", "runtime_env"})},
+        f"++{RAY}.namespace": namespace(job),
+        **{f"++{RAY}.{name}": None for name in sorted(given - {"address", "namespace", "runtime_env"})},
         **{f"++{RAY}.runtime_env.env_vars.{name}": value for name, value in sorted(environment(env).items())},
     }
 

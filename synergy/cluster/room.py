@@ -36,31 +36,34 @@ def nodes() -> list[Node]:
         ) from error
 
 
-def used(node: str) -> bool:
-    """Whether processes of a stage that attaches by itself (verl's actors) were on a node, which may be gone."""
+def used(namespace: str) -> set[str]:
+    """Ids of the nodes that have living actors of a stage that attaches by itself (verl's), by its namespace."""
     from ray.util.state import list_actors
 
-    return any(actor.node_id == node for actor in list_actors(limit=10_000, raise_on_missing_output=False))
+    mine = [("state", "=", "ALIVE"), ("ray_namespace", "=", namespace)]
+    found = list_actors(filters=mine, detail=True, limit=10_000, raise_on_missing_output=False)
+    return {actor.node_id for actor in found}
 
 
 @dataclass
 class Claim:
-    """Of a running stage. living: id and name of the nodes that live, when it began or at the last look; looked: when that
-    was."""
+    """Of a running stage. used: id and name of the nodes that had living actors at the last look; looked: when that was."""
 
     need: Need
-    living: dict[str, str]
+    used: dict[str, str] = field(default_factory=dict)
     looked: float = 0.0
 
 
 @dataclass
 class Room:
-    """claims: by the names of running stages. there: asks for the living nodes; used: whether a node had actors."""
+    """claims: by the names of running stages. there: asks for the living nodes; used: for those with actors; answered: whether
+    the cluster ever told its nodes: later on, one that doesn't is busy with the loss of a node, say, and nothing fits."""
 
     wait_seconds: float
     there: Callable[[], Sequence[Node]] = nodes
-    used: Callable[[str], bool] = used
+    used: Callable[[str], set[str]] = used
     claims: dict[str, Claim] = field(default_factory=dict)
+    answered: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
@@ -68,44 +71,46 @@ class Room:
         """None on one machine, where stages run one after the other."""
         return cls(cluster.wait_minutes * 60) if cluster.kind == "ray" else None
 
-    def claim(self, stage: Stage) -> bool:
-        """Whether the stage fits beside those that run; if so, it counts as running."""
-        need = needs.of(stage)
+    def claim(self, stages: Sequence[Stage]) -> list[Stage]:
+        """Those of the stages that fit beside what runs, and beside those before them here; they count as running. One look at
+        the cluster for all. Raises UserError where it has never answered."""
+        wanted = {stage.name: needs.of(stage) for stage in stages}
         with self.lock:
-            if need is None:
-                return True
+            there = self._look() if any(wanted.values()) else []
+            for name, need in wanted.items():
+                if need is not None and fits([*(claim.need for claim in self.claims.values()), need], there):
+                    self.claims[name] = Claim(need)
+            return [stage for stage in stages if wanted[stage.name] is None or stage.name in self.claims]
+
+    def _look(self) -> Sequence[Node]:
+        try:
             there = self.there()
-            if not fits([*(claim.need for claim in self.claims.values()), need], there):
-                return False
-            self.claims[stage.name] = Claim(need, {node.id: node.name for node in there})
-            return True
+        except UserError:
+            if not self.answered:
+                raise
+            return []
+        self.answered = True
+        return there
 
     def release(self, stage: Stage) -> None:
         with self.lock:
             self.claims.pop(stage.name, None)
 
-    def lost(self, stage: Stage) -> str | None:
-        """Name of a node that went while the stage ran, and that had actors: verl waits for the answers of such a node, for ten
-        minutes or for ever. Asked as often as one likes, it looks every few seconds."""
+    def lost(self, stage: Stage, namespace: str) -> str | None:
+        """Name of a node that went while the stage ran, and that had actors of it: verl waits for the answers of such a node,
+        for ten minutes or for ever. Asked as often as one likes, it looks every few seconds. namespace: of its actors."""
         with self.lock:
             claim = self.claims.get(stage.name)
             if claim is None or time.monotonic() < claim.looked + WATCH_SECONDS:
                 return None
             claim.looked = time.monotonic()
             try:
-                living = {node.id for node in self.there()}
-                gone = {mark: name for mark, name in claim.living.items() if mark not in living}
-                found = next((name for mark, name in gone.items() if self.used(mark)), None)
+                names, used = {node.id: node.name for node in self.there()}, self.used(namespace)
             except Exception:  # the cluster is busy with the loss; Ray's errors for this have no common class
                 return None
-            claim.living = {mark: name for mark, name in claim.living.items() if mark in living}
+            found = next((name for mark, name in claim.used.items() if mark not in names), None)
+            claim.used = {mark: name for mark, name in names.items() if mark in used}
             return found
-
-    def _claimed(self, stages: Sequence[Stage]) -> Stage | None:
-        """None too where the cluster does not answer: it may be busy with the loss of a node."""
-        with suppress(UserError):
-            return next((stage for stage in stages if self.claim(stage)), None)
-        return None
 
     def _listed(self) -> str:
         with suppress(UserError):
@@ -118,8 +123,12 @@ class Room:
         Raises StageFailed when none could be for too long."""
         end, told = time.monotonic() + self.wait_seconds, False
         while True:
-            if (stage := self._claimed(stages)) is not None:
-                return stage
+            if claimed := self.claim(stages):
+                for stage in claimed[1:]:
+                    self.release(stage)
+                return claimed[0]
+            if self.claims:  # of this run's own: they end some day
+                end = time.monotonic() + self.wait_seconds
             lacking = f"it needs {needs.of(stages[0])}, and the cluster has {self._listed()}"
             if time.monotonic() > end:
                 raise StageFailed(

@@ -38,7 +38,7 @@ from synergy.driver.ledger import Entry
 from synergy.driver.plan import Plan, Step
 from synergy.driver.transfer import Transfer
 from synergy.driver.warm import PATIENCE, Warm
-from synergy.errors import StageFailed, UserError
+from synergy.errors import Passing, StageFailed, UserError
 from synergy.stages import Command, Job, Progress
 
 USER_ERROR = 2
@@ -61,10 +61,6 @@ class Limits:
     keep_work: bool = False
     verify: bool = False
     takeover: bool = False
-
-
-class Passing(StageFailed):
-    """A failure of the machine's that may be gone at the next attempt."""
 
 
 @dataclass(frozen=True)
@@ -176,9 +172,13 @@ class _Run:
             self.tidy(step, None if self.todo.space.store else self.keeper)
             self.watch.done(step, "reused", 0.0)
             return
-        forward.inputs(step, self.todo.space, entries)
-        inputs = {role: entries[name].digest for role, name in step.stage.inputs.items() if name in entries}
-        entries[name] = entry = _run_step(step, self.todo, self.limits, self.watch, inputs, self.held, self.warm)
+        try:
+            forward.inputs(step, self.todo.space, entries)
+            inputs = {role: entries[name].digest for role, name in step.stage.inputs.items() if name in entries}
+            entries[name] = entry = _run_step(step, self.todo, self.limits, self.watch, inputs, self.held, self.warm)
+        except StageFailed as error:
+            error.folder = step.folder
+            raise
         self.transfer.send(step, entry)
         self.tidy(step, self.keeper)
         warning = entry.figures.get("warning")
@@ -215,13 +215,12 @@ def _run_step(
         job.attempt.mkdir(parents=True)
         job.work.mkdir(exist_ok=True)
         held.register.mark(str(job.folder))
-        if limits.verify:
-            digest = inputs.get(forward.ROLE) or step.parts["inputs"].get(forward.ROLE, "")
-            job = forward.model(job, todo.space, digest, _runner(step, limits, watch, held, warm))
-        command = kind.command(job)
         try:
             peak = 0
-            if command is not None:
+            if limits.verify:
+                digest = inputs.get(forward.ROLE) or step.parts["inputs"].get(forward.ROLE, "")
+                job = forward.model(job, todo.space, digest, _runner(step, limits, watch, held, warm))
+            if (command := kind.command(job)) is not None:
                 peak = _run_command(attach.spread(command, job.stage), job, limits, watch, step, held, warm)
             break
         except Passing as error:
@@ -282,9 +281,8 @@ def _run_command(
 
     def tick() -> None:
         held.still()
-        if (
-            step.stage.kind == "rl" and held.room and (lost := held.room.lost(step.stage))
-        ):  # the others are told by ray_nodes
+        # The others are told by ray_nodes.
+        if kind is stages.kind("rl") and held.room and (lost := held.room.lost(step.stage, attach.namespace(job))):
             raise Passing(f"stage {step.stage.name} (rl) [machine]: a Ray node was lost: {lost}.")
         last[0] = kind.progress(job)
         watch.tick(step, last[0])
@@ -295,6 +293,8 @@ def _run_command(
 
     if warm is not None:  # what has no framework to import does not wait for one
         command = warm.command(command, PATIENCE if kind.FRAMEWORKS else 0.0)
+        if kind.FRAMEWORKS and (why := warm.why_not()):
+            watch.note(step, f"imports for itself, since the warm start (run.warm) has ended: {why}")
     beside = warm.mark if warm is not None else None
     killed, seen = failure.memory_kills(), held.register.seen
     outcome = process.run(
@@ -303,13 +303,13 @@ def _run_command(
     (job.attempt / "outcome.json").write_text(
         json.dumps({"code": outcome.code, "seconds": outcome.seconds, "peak_memory": outcome.peak_memory}) + "\n"
     )
-    if outcome.code == 0 and outcome.stopped is None:
+    if outcome.failed is None:
         return outcome.peak_memory
     if outcome.code == USER_ERROR and outcome.stopped is None:
         raise UserError(f"stage {job.stage.name}: {process.tail(_log(job), 1)}")
     found = failure.cause(_log(job), failure.memory_kills() > killed)
     raise (Passing if found.passing else StageFailed)(
-        f"stage {job.stage.name} ({job.stage.kind}) {outcome.stopped or _ended(outcome.code)} [{found.blame}]: "
+        f"stage {job.stage.name} ({job.stage.kind}) {outcome.failed} [{found.blame}]: "
         f"{found.advice}. Its last lines:\n{process.tail(_log(job))}\n"
         f"log: {_log(job)}\nrun it by hand: {script}\nthe same synergy command continues from its last checkpoint"
     )
@@ -318,7 +318,7 @@ def _run_command(
 def _runner(step: Step, limits: Limits, watch: Watcher, held: Held, warm: Warm | None) -> forward.Run:
     """Runs a short program beside a stage, under its mark."""
 
-    def run(command: Command, log: Path) -> int:
+    def run(command: Command, log: Path) -> process.Outcome:
         given = attach.spread(command, step.stage, nodes=1) if warm is None else warm.command(command, PATIENCE)
         beside = warm.mark if warm is not None else None
         stall, seen = limits.stall_seconds, held.register.seen
@@ -327,13 +327,9 @@ def _runner(step: Step, limits: Limits, watch: Watcher, held: Held, warm: Warm |
             held.still()
             watch.tick(step, None)
 
-        return process.run(given, str(step.folder), log, tick, lambda: None, stall, beside, None, seen).code
+        return process.run(given, str(step.folder), log, tick, lambda: None, stall, beside, None, seen)
 
     return run
-
-
-def _ended(code: int) -> str:
-    return f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
 
 def _log(job: Job) -> Path:

@@ -57,9 +57,14 @@ _KNOWN: tuple[tuple[str, Cause], ...] = (
         Cause("machine", "the network failed", passing=True),
     ),
     (
-        r"raylet.*(died|failed)|RayletDied|NodeDiedError|ActorDiedError.*node|[Nn]ode (was|is) (terminated|dead)|"
-        r"Total available GPUs \S+ is less than total desired GPUs",
+        r"raylet.*(died|failed)|RayletDied|NodeDiedError|ActorDiedError.*node|[Nn]ode (was|is) (terminated|dead)",
         Cause("machine", "a Ray node was lost", passing=True),
+    ),
+    (
+        r"Total available GPUs \S+ is less than total desired GPUs",
+        Cause(
+            "machine", "the cluster has not as many free GPUs: a node was lost, or other work holds them", passing=True
+        ),
     ),
 )  # in order of weight: a full disk makes much else fail
 _UNKNOWN = Cause("framework", "see the log")

@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from synergy import environments, paths, stages
-from synergy.driver import identity, manifest, process, verify
+from synergy.driver import failure, identity, manifest, process, verify
 from synergy.driver.ledger import Entry
 from synergy.driver.plan import Step, Workspace
-from synergy.errors import StageFailed, UserError
+from synergy.errors import Passing, StageFailed, UserError
 from synergy.stages import Command, Job
 from synergy.workers import logprobs
 
@@ -23,8 +23,8 @@ ROLE = "model"
 HUB = "snapshots"
 """Folder in the hub's cache that holds commits: what is known by its commit, and not by its content."""
 LOG = "handoff.log"
-Run = Callable[[Command, Path], int]
-"""Runs a command with its output in a file; exit code."""
+Run = Callable[[Command, Path], process.Outcome]
+"""Runs a command with its output in a file."""
 
 
 def inputs(step: Step, space: Workspace, made: Mapping[str, Entry]) -> None:
@@ -66,12 +66,12 @@ def model(job: Job, space: Workspace, digest: str, run: Run) -> Job:
     if record is None or (how == "transformers" and version not in record.loads):
         words = (python, "-m", logprobs.__name__, str(folder), str(file), *(["check"] if how == "transformers" else []))
         env = {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **job.settings.get("env", {})}
-        code = run(Command(words, env, job.attempt), job.attempt / LOG)
-        if code == 2:
-            raise UserError(f"stage {job.stage.name}: {process.tail(job.attempt / LOG, 1)}")
-        if code:
-            raise StageFailed(
-                f"stage {job.stage.name}: the forward pass on its model {folder} ended with exit code {code} (run.verify=false "
-                f"goes on without it). Its last lines:\n{process.tail(job.attempt / LOG)}\nlog: {job.attempt / LOG}"
+        done, log = run(Command(words, env, job.attempt), job.attempt / LOG), job.attempt / LOG
+        if done.code == 2:
+            raise UserError(f"stage {job.stage.name}: {process.tail(log, 1)}")
+        if failed := done.failed or (None if logprobs.read(file) else "told nothing"):
+            raise (Passing if failure.cause(log).passing else StageFailed)(
+                f"stage {job.stage.name}: the forward pass on its model {folder} {failed} (run.verify=false goes on without "
+                f"it). Its last lines:\n{process.tail(log)}\nlog: {log}"
             )
     return replace(job, record=file)

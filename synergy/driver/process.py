@@ -39,6 +39,13 @@ class Outcome:
     seconds: float
     peak_memory: int
 
+    @property
+    def failed(self) -> str | None:
+        """How it ended badly, in words."""
+        if self.stopped or self.code == 0:
+            return self.stopped
+        return f"was killed by signal {-self.code}" if self.code < 0 else f"ended with exit code {self.code}"
+
 
 def environment(command: Command, mark: str) -> dict[str, str]:
     """The driver's environment plus the command's. Bytecode is cached: a stage starts up to nine Python processes."""
@@ -81,11 +88,21 @@ def end(found: Iterable[psutil.Process], marks: Sequence[str], grace: float) -> 
     for process in there:
         with contextlib.suppress(psutil.Error):
             process.terminate()
-    _, alive = psutil.wait_procs(there, timeout=grace)
-    for process in {*alive, *family(*marks)}:
+    over = time.monotonic() + grace
+    while any(map(_runs, there)) and time.monotonic() < over:
+        time.sleep(0.02)
+    for process in {*filter(_runs, there), *family(*marks)}:
         with contextlib.suppress(psutil.Error):
             process.kill()
     return len(there)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Looked at without waiting for it, as psutil's wait_procs does, which takes a child's exit status from its Popen."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _memory(processes: Iterable[psutil.Process]) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from synergy import machine
+from synergy.driver import lock
 from synergy.driver.ledger import Entry
 from synergy.errors import UserError
 
@@ -124,14 +125,13 @@ def freed(items: Sequence[Item]) -> int:
 def remove(root: Path, items: Sequence[Item]) -> None:
     """Deletes them. Raises UserError while a driver works there, or data are prepared."""
     with ExitStack() as held:
-        for folder, what in ((root, "a driver works"), (root / DATA, "data are prepared")):
-            if folder.is_dir():
-                try:
-                    held.enter_context(FileLock(folder / ".lock", timeout=0))
-                except Timeout as error:
-                    raise UserError(
-                        f"{what} in {root}: nothing was deleted; wait for it (synergy status {root})"
-                    ) from error
+        try:
+            held.enter_context(lock.held(root))
+            if (root / DATA).is_dir():
+                held.enter_context(FileLock(root / DATA / ".lock", timeout=0))
+        except (UserError, Timeout) as error:
+            why = f"data are prepared in {root}; wait for it" if isinstance(error, Timeout) else error
+            raise UserError(f"nothing was deleted: {why} (synergy status {root})") from error
         take(root, items)
 
 

@@ -43,12 +43,12 @@ def run(steps: Sequence[Step], room: Room, do: Do, note: Callable[[Step, str], N
         try:
             while pending or running:
                 able = [] if failure else _able(pending, running.values())
-                claimed = [step for step in able if room.claim(step.stage)]
+                claimed = room.claim([step.stage for step in able])
                 ready = _ready(able, [*pending, *running.values()])
-                chosen = [step for step in claimed if step in ready]
-                for step in claimed:
-                    if step not in chosen:
-                        room.release(step.stage)
+                chosen = [step for step in ready if step.stage in claimed]
+                for stage in claimed:
+                    if not any(step.stage is stage for step in chosen):
+                        room.release(stage)
                 if ready and not chosen and not running:
                     first = room.wait([step.stage for step in ready], functools.partial(note, ready[0]), stop)
                     chosen = [step for step in ready if step.stage is first]

@@ -33,6 +33,8 @@ PREFIX = "synergy-fork-"
 """Of the folder's name, by which launch/plugins/fork_server.py knows its forks."""
 CLUSTER = "ray"
 """File in the folder that names the Ray cluster."""
+LOG = "log.txt"
+"""File in the folder with what the server and Ray tell."""
 VERL = "verl_fork"
 """The launcher of verl that attaches to it."""
 PATIENCE = 120.0
@@ -41,12 +43,14 @@ PATIENCE = 120.0
 
 @dataclass(frozen=True)
 class Warm:
-    """python: the interpreter whose libraries are imported. mark: what its processes bear in place of a stage's key."""
+    """python: the interpreter whose libraries are imported. mark: what its processes bear in place of a stage's key. ray: keeps
+    verl's cluster."""
 
     python: Path
     folder: Path
     process: subprocess.Popen[bytes]
     mark: str
+    ray: subprocess.Popen[bytes] | None = None
 
     def ready(self, patience: float) -> bool:
         """Whether the libraries are imported; waits for that, in seconds. False after that, or if they never will be."""
@@ -68,13 +72,24 @@ class Warm:
             return command
         stand_in = str(self.folder / "python")
         cluster = self.folder / CLUSTER
-        env = {**command.env, "SYNERGY_RAY_ADDRESS": cluster.read_text()} if cluster.exists() else command.env
+        lives = self.ray is not None and self.ray.poll() is None and cluster.exists()  # else verl starts its own
+        env = {**command.env, "SYNERGY_RAY_ADDRESS": cluster.read_text()} if lives else command.env
         return replace(command, argv=(stand_in, *(command.argv[1:] if ours else command.argv)), env=env)
+
+    def why_not(self) -> str | None:
+        """What the server that ended said last; None while it lives, or if it said nothing."""
+        if self.process.poll() is None:
+            return None
+        said = (self.folder / LOG).read_text(errors="replace").strip().splitlines()
+        return said[-1] if said else None
 
 
 def _is_script(program: Path) -> bool:
-    with program.open("rb") as stream:
-        return b"python" in stream.readline(200)
+    try:
+        with program.open("rb") as stream:
+            return b"python" in stream.readline(200)
+    except OSError:  # whoever starts it tells
+        return False
 
 
 def beside(wanted: bool, plans: Sequence[Plan]) -> contextlib.AbstractContextManager[Warm | None]:
@@ -112,18 +127,19 @@ def server(python: Path, env: Mapping[str, str], cluster: Mapping[str, Any] | No
     started: list[subprocess.Popen[bytes]] = []
     try:
         for program in programs:
-            child = subprocess.Popen(
-                [str(python), *program],
-                env=full,
-                cwd=folder,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
+            with (folder / LOG).open("ab") as log:
+                child = subprocess.Popen(
+                    [str(python), *program],
+                    env=full,
+                    cwd=folder,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=log,
+                    start_new_session=True,
+                    preexec_fn=die_with_parent,
+                )
             started.append(child)
-        yield Warm(python, folder, started[0], mark)
+        yield Warm(python, folder, started[0], mark, started[1] if len(started) > 1 else None)
     finally:
         reap(mark)  # while they live: what descends from them has written its title over the mark
         for child in started:

@@ -186,7 +186,7 @@ def command(job: Job) -> Command | None:
         **own_reward.env(job),
         "VERL_FILE_LOGGER_PATH": str(job.attempt / "verl_metrics.jsonl"),
     }
-    if attached := attach.verl_overrides(job.settings, env):
+    if attached := attach.verl_overrides(job, env):
         env = attach.environment(env) | attach.OVERRIDE
     ours: dict[str, Any] = {
         "data.train_files": str(train),
