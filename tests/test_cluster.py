@@ -18,7 +18,7 @@ import yaml
 from test_strategies import config
 
 from synergy import paths, stages, strategies
-from synergy.cluster import attach, lacks, needs
+from synergy.cluster import attach, lacks, manifests, needs
 from synergy.cluster.needs import Need, Node
 from synergy.cluster.room import Room, fits
 from synergy.driver import side_by_side
@@ -100,7 +100,10 @@ def test_what_is_lacking_says_all_that_is_needed(need: Need, there: list[Node], 
         ("neither a stage of this recipe nor a kind", "+cluster.stages.evaluation.gpus=1"),
         ("is none of nodes, gpus, cpus, memory_gb", "+cluster.stages.sft.gpu=1"),
         ("runs on one node, not on 2", "+cluster.stages.evaluate.nodes=2"),
-        ("can't be had", "+cluster.stages.sft.nodes=0"),
+        ("nodes=0 can't be had: nodes is a whole number from 1 on", "+cluster.stages.sft.nodes=0"),
+        ("gpus=0.5 can't be had: gpus is a whole number from 0 on", "+cluster.stages.evaluate.gpus=0.5"),
+        ("cpus=-1 can't be had: cpus is a number from 0 on", "+cluster.stages.sft.cpus=-1"),
+        ("memory_gb=inf can't be had", "+cluster.stages.sft.memory_gb=inf"),
         ("is one of local, ray", "cluster.kind=slurm"),
     ],
 )
@@ -167,6 +170,68 @@ def test_independent_stages_run_at_once_where_they_fit_and_in_turn_where_not(tmp
 
         run(todo, gpus, do)
         assert seen[0] == most and sorted(order[:2]) == ["rl", "sft"] and order[2] == "merged"
+
+
+def test_a_cluster_that_does_not_answer_once_costs_nothing(tmp_path: Path) -> None:
+    """As in the moment in which a node is lost."""
+    todo, asked, done = steps(tmp_path, a=[], b=[], c=[]), [0], list[str]()
+
+    def there() -> list[Node]:
+        asked[0] += 1
+        if asked[0] == 2:
+            raise UserError("no answer")
+        return [node(1)]
+
+    def do(step: Step) -> None:
+        time.sleep(0.2)
+        done.append(step.stage.name)
+
+    side_by_side.run(todo, Room(5.0, there), do, lambda step, text: None, side_by_side.Stop())
+    assert sorted(done) == ["a", "b", "c"] and asked[0] > 2
+    asked[0] = 1
+    with pytest.raises(UserError, match="no answer"):  # of one that never did: this is no job of a cluster
+        side_by_side.run(todo, Room(5.0, there), do, lambda step, text: None, side_by_side.Stop())
+
+
+def test_one_look_at_the_cluster_serves_all_that_wait(tmp_path: Path) -> None:
+    asked, stages_ = list[int](), [step.stage for step in steps(tmp_path, a=[], b=[], c=[], d=[])]
+    room = Room(1.0, lambda: asked.append(1) or [node(3)])
+    assert room.claim(stages_) == stages_[:3] and len(asked) == 1
+
+
+def test_only_a_node_with_living_actors_of_the_stage_is_missed(tmp_path: Path) -> None:
+    living, used = {"a", "b", "c"}, {"mine": {"a"}, "other": {"b"}}
+
+    def there() -> list[Node]:
+        return [Node(name, f"node {name}", 1, 8.0, 64.0) for name in sorted(living)]
+
+    room, (step,) = Room(1.0, there, lambda namespace: used[namespace] & living), steps(tmp_path, rl=[])
+    room.claim([step.stage])
+
+    def lost() -> str | None:
+        room.claims["rl"].looked = 0.0  # else every few seconds
+        return room.lost(step.stage, "mine")
+
+    assert lost() is None
+    living.discard("b")
+    assert lost() is None, "another job's"
+    living.discard("a")
+    assert lost() == "node a"
+    used["mine"] = {"c"}
+    assert lost() is None
+
+
+def test_a_stage_waits_as_long_as_the_room_is_this_runs_own(tmp_path: Path) -> None:
+    first, second = (step.stage for step in steps(tmp_path, first=[], second=[]))
+    room, asked = Room(1.0, lambda: [node(1)]), [0]
+    room.claim([first])
+
+    def still() -> None:
+        asked[0] += 1
+        if asked[0] == 2:
+            room.release(first)
+
+    assert room.wait([second], lambda text: None, still) is second
 
 
 def test_what_most_wait_for_begins_first(tmp_path: Path) -> None:
@@ -275,6 +340,26 @@ def test_the_slurm_script_is_bash_with_options_that_sbatch_knows(words: list[str
     assert max(n for n, row in enumerate(text.splitlines()) if row.startswith("#SBATCH")) < first_command
     assert options["nodes"] == ("4" if words else "1") and f"'run.dir={tmp_path}/a b'" in text
     assert ("ray start --address" in text) is bool(words)
+    assert text.count("--memory=500000000000 --block") == (2 if words else 0)
+
+
+def test_a_folder_with_a_space_is_on_the_slurm_script_s_path() -> None:
+    text = dry("slurm", "cluster.python=/opt/my envs/bin/python")
+    assert "export PATH='/opt/my envs/bin':\"$PATH\"" in text
+
+
+def test_the_rayjob_has_room_for_its_own_stages() -> None:
+    words = ("cluster=ray", "scale=qwen2_5_vl_7b", "data.source=/data", "cluster.nodes=2", "cluster.gpus=8")
+    wanted = [need for stage in strategies.stages(config("rl", *words)) if (need := needs.of(stage))]
+    cluster = replace(config("rl", *words).cluster, image="image", claim="claim")
+    made = yaml.safe_load(manifests.render("kuberay", cluster, "rl", wanted, "true", "python"))["spec"][
+        "rayClusterSpec"
+    ]
+    (group,) = made["workerGroupSpecs"]
+    pods = [made["headGroupSpec"], *([group] * group["replicas"])]
+    sizes = [pod["template"]["spec"]["containers"][0]["resources"]["limits"] for pod in pods]
+    there = [node(int(size.get("nvidia.com/gpu", 0)), float(size["cpu"])) for size in sizes]
+    assert all(fits([need], there) for need in wanted)
 
 
 def test_the_rayjob_is_what_its_crd_asks_for() -> None:

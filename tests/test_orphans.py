@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -83,7 +84,7 @@ def test_a_number_that_now_means_another_process_is_let_alone(tmp_path: Path) ->
     register.seen([psutil.Process(other.pid)])
     register.seen([psutil.Process(other.pid)])
     assert len((tmp_path / orphans.FILE).read_text().splitlines()) == 1
-    assert orphans.sweep(tmp_path) == 1 and not psutil.pid_exists(other.pid)
+    assert orphans.sweep(tmp_path) == 1 and other.wait(10) == -signal.SIGTERM
 
 
 def test_what_bears_the_mark_goes_even_if_it_was_never_seen(tmp_path: Path) -> None:

@@ -209,6 +209,14 @@ def stop(client: Client, name: str, seconds: float) -> str:
     return str(found.status.value)
 
 
+def taken(client: Client, name: str) -> str:
+    """The log of a job that has ended, which the cluster then forgets."""
+    with _telling(client.address):
+        log = str(client.sdk.get_job_logs(name))
+        client.sdk.delete_job(name)
+    return log
+
+
 def every(client: Client) -> list[Any]:
     """Jobs that were sent to the cluster, oldest first."""
     with _telling(client.address):

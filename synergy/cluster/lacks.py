@@ -8,6 +8,7 @@ import shlex
 import time
 import uuid
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 
 from synergy.cluster import jobs, probe
 from synergy.cluster.needs import Need, Node
@@ -69,10 +70,10 @@ def look(client: jobs.Client, interpreter: str, pythons: Collection[str], folder
                 )
             time.sleep(0.2)
     except BaseException:
-        jobs.stop(client, name, 5.0)
+        with suppress(UserError):  # what happened is the thing to tell
+            jobs.stop(client, name, 5.0)
         raise
-    log = client.sdk.get_job_logs(name)
-    client.sdk.delete_job(name)
+    log = jobs.taken(client, name)
     line = re.findall(rf"^{re.escape(probe.MARK)}(.+)$", log, re.M)
     if not line:
         last = [row for row in log.splitlines() if row.strip() and "Running entrypoint" not in row][-3:]

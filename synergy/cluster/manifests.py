@@ -19,6 +19,8 @@ from synergy.config import Cluster
 from synergy.errors import UserError
 
 TEMPLATES = {"slurm": "slurm.sh.j2", "kuberay": "rayjob.yaml.j2"}
+HEAD_CPUS = 4.0
+"""Of Kubernetes' head pod, for the driver and what it prepares; beside them verl's queue."""
 _NAME = 40
 """Characters of a name: Kubernetes appends to it, and allows 63."""
 
@@ -44,8 +46,11 @@ def render(form: str, cluster: Cluster, recipe: str, needs: Sequence[Need], comm
         "nodes": max((need.nodes for need in needs), default=1),
         "gpus": max((need.gpus for need in needs), default=0),
         "cpus": f"{max((need.cpus for need in needs), default=1.0):g}",
+        "head_cpus": f"{HEAD_CPUS + max((need.other_cpus for need in needs), default=0.0):g}",
         "memory_gb": f"{cluster.memory_gb:g}" if cluster.memory_gb else "",
         "memory": f"{cluster.memory_gb * 1000:.0f}M" if cluster.memory_gb else "0",
+        # Else Ray gives away what is free less its object store, which may be too little for what the stages claim.
+        "memory_option": f"--memory={int(cluster.memory_gb * 1e9)} " if cluster.memory_gb else "",
         "env": dict(cluster.env),
         "image": cluster.image,
         "claim": cluster.claim,
@@ -54,7 +59,7 @@ def render(form: str, cluster: Cluster, recipe: str, needs: Sequence[Need], comm
         "command": command,
         "workdir": cluster.workdir or str(Path.cwd()),
         "python": python,
-        "bin": str(Path(python).parent),
+        "bin": str(Path(shlex.split(python)[0]).parent),
     }
     loader = FileSystemLoader(paths.ROOT / "launch" / "templates")
     made = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)

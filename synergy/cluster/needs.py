@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -125,9 +126,11 @@ def _changed(need: Need, given: Mapping[str, Any], where: str) -> Need:
     names = [item.name for item in fields(Need) if item.name != "other_cpus"]
     if wrong := [name for name in given if name not in names]:
         raise UserError(f"{where}.{wrong[0]} is none of {', '.join(names)}")
+    for name, value in given.items():
+        whole, least = name in ("nodes", "gpus"), int(name == "nodes")
+        if not least <= value < math.inf or (whole and value != int(value)):
+            kind = f"a {'whole ' * whole}number from {least} on"
+            raise UserError(f"{where}.{name}={value:g} can't be had: {name} is {kind}")
     changes: dict[str, Any] = dict(given)
     made = replace(need, **changes)
-    made = replace(made, nodes=int(made.nodes), gpus=int(made.gpus))
-    if made.nodes < 1 or min(made.gpus, made.cpus, made.memory_gb, made.gpu_memory_gb) < 0:
-        raise UserError(f"{where}: {made} can't be had; nodes from 1, the others from 0")
-    return made
+    return replace(made, nodes=int(made.nodes), gpus=int(made.gpus))
