@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -12,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_driver import Script, chain, run, stage, todo
 
-from synergy import clean, cli, stages
-from synergy.driver import ledger, retention
+from synergy import clean, cli, machine, stages
+from synergy.driver import ledger, lock, retention
 from synergy.driver.retention import Item
 from synergy.errors import UserError
 
@@ -77,6 +78,21 @@ def test_nothing_goes_while_a_driver_works(tmp_path: Path) -> None:
     with FileLock(tmp_path / ".lock"), pytest.raises(UserError, match="nothing was deleted"):
         clean.of_folder(tmp_path, unfinished=True, act=True)
     assert files(tmp_path) == before
+
+
+def test_nothing_goes_while_a_driver_of_another_host_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the kernel's lock means nothing."""
+
+    def missing(_: FileLock) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(FileLock, "_acquire", missing)
+    monkeypatch.setattr(machine, "on_local_disk", lambda path: False)
+    litter(tmp_path)
+    before = files(tmp_path)
+    with lock.held(tmp_path), pytest.raises(UserError, match=r"nothing was deleted: another driver works"):
+        clean.of_folder(tmp_path, unfinished=True, act=True)
+    assert set(before) <= set(files(tmp_path))
 
 
 def test_what_lies_outside_is_never_deleted(tmp_path: Path) -> None:

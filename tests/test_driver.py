@@ -127,8 +127,9 @@ def test_a_copied_run_directory_is_reused_though_times_and_inodes_differ(tmp_pat
 def test_a_failure_tells_the_last_lines_and_publishes_nothing(tmp_path: Path) -> None:
     first, second = chain()
     bad = replace(second, settings={"script": "echo working; echo out of luck >&2; exit 7"})
-    with pytest.raises(StageFailed, match=r"two.*exit code 7(.|\n)*out of luck(.|\n)*command.sh"):
+    with pytest.raises(StageFailed, match=r"two.*exit code 7(.|\n)*out of luck(.|\n)*command.sh") as error:
         run(tmp_path, first, bad)
+    assert error.value.folder == todo(tmp_path, first, bad).steps[1].folder, "a sweep tries it in no other job"
     assert len(ledger.read(tmp_path / "ledger.jsonl")) == 1
     assert run(tmp_path, first, second) == ["reuse", "run"]
 
@@ -150,8 +151,9 @@ def test_a_silent_stage_is_stopped_with_all_its_processes(tmp_path: Path) -> Non
     hang = stage("one", "setsid sleep 300 & echo started; sleep 300")
     with pytest.raises(StageFailed, match="said nothing"):
         run(tmp_path, hang, stall_seconds=1.0)
-    mark = str(todo(tmp_path, hang).steps[0].folder)
-    assert not list(process.marked(mark)), "a daemon in a session of its own is found by its mark"
+    folder = todo(tmp_path, hang).steps[0].folder
+    assert not list(process.marked(str(folder))), "a daemon in a session of its own is found by its mark"
+    assert json.loads((folder / "attempt-1/outcome.json").read_text())["code"] == -signal.SIGTERM
 
 
 def test_the_command_runs_by_hand(tmp_path: Path) -> None:

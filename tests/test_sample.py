@@ -22,6 +22,7 @@ from synergy import lab, paths
 from synergy.data import records
 from synergy.data.records import Record
 from synergy.lab import digits
+from synergy.stages import sample as stage
 from synergy.workers import sample
 
 
@@ -38,6 +39,13 @@ def test_what_a_kill_tore_is_taken_out(tmp_path: Path) -> None:
     assert sample.done(folder, 2) == {"a", "c"}
     assert [row["id"] for row in sample.rows(folder)] == ["a", "a", "c", "c"]
     assert sample.done(folder, 2) == {"a", "c"}, "twice is once"
+
+
+def test_lines_are_counted_as_they_come(tmp_path: Path) -> None:
+    file = tmp_path / "0.jsonl"
+    for text, count in (("a\nb", 1), ("a\nb\nc\n", 3), ("a\nb\nc\n", 3), ("d\n", 1)):  # the last is another file
+        file.write_text(text)
+        assert stage._lines(file) == count
 
 
 @pytest.mark.parametrize(

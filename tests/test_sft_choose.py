@@ -72,6 +72,24 @@ def test_steps_and_pace_are_the_trainers_own(tmp_path: Path, clocks: tuple[str, 
     assert figures.get("seconds_per_step") == pace
 
 
+def test_steps_that_were_repeated_after_a_kill_are_told_once(tmp_path: Path) -> None:
+    job = finished(tmp_path)
+    rows = [
+        {"current_steps": n, "loss": 10.0 * again + n} for n, again in ((1, 0), (2, 0), (3, 0), (2, 1), (3, 1), (4, 1))
+    ]
+    rows.insert(2, {"current_steps": 2, "eval_loss": 0.5})
+    (job.work / "out/trainer_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sft.collect(job, tmp_path / "best")
+    told = [json.loads(line) for line in (job.attempt / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row.get("loss", "eval")) for row in told] == [
+        (1, 1.0),
+        (2, 12.0),
+        (2, "eval"),
+        (3, 13.0),
+        (4, 14.0),
+    ]
+
+
 @pytest.mark.parametrize(
     ("choose", "epochs", "strategy", "saved"),
     [

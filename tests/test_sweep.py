@@ -213,7 +213,9 @@ class Going:
         if number in self.failing:
             steps = [step if step.stage.kind != "sft" else replace(step, action="run") for step in todo.steps]
             self.plans[id(cfg)] = replace(todo, steps=steps)
-            raise StageFailed("stage model broke")
+            error = StageFailed("stage model broke")
+            error.folder = next(step.folder for step in steps if step.action != "reuse")
+            raise error
 
 
 def test_a_failure_stops_the_sweep_and_says_how_to_go_on(

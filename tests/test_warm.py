@@ -114,6 +114,31 @@ def test_without_a_server_the_command_starts_cold(server: Warm) -> None:
     assert replace(server, process=gone, folder=Path("/nowhere")).command(command) == command
 
 
+def test_a_script_that_is_not_there_is_left_to_who_starts_it(server: Warm) -> None:
+    command = Command((str(PYTHON.parent / "no-such-cli"), "train"))
+    assert server.command(command) == command
+
+
+def test_a_ray_cluster_that_is_gone_is_named_to_nobody(server: Warm) -> None:
+    command = Command((str(PYTHON), "-c", "pass"))
+    (server.folder / warm.CLUSTER).write_text("127.0.0.1:1")
+    lives, gone = subprocess.Popen(["sleep", "60"]), subprocess.Popen(["true"])
+    gone.wait()
+    try:
+        told = [replace(server, ray=ray).command(command).env.get("SYNERGY_RAY_ADDRESS") for ray in (lives, gone, None)]
+        assert told == ["127.0.0.1:1", None, None]
+    finally:
+        (server.folder / warm.CLUSTER).unlink()
+        lives.kill()
+        lives.wait()
+
+
+def test_why_a_warm_start_failed_is_told() -> None:
+    bare = Path(sys.base_prefix) / "bin/python3"
+    with warm.server(bare, {}) as found:
+        assert not found.ready(warm.PATIENCE) and "No module named" in str(found.why_not())
+
+
 def test_no_server_is_started_where_none_is_wanted_or_nothing_is_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = config("sft")
     todo = Plan("sft", [], Workspace(Path("/nowhere")), {"vllm": str(PYTHON), "llamafactory": str(PYTHON)})
