@@ -50,9 +50,9 @@ class Task:
         try:
             yield
         except (UserError, StageFailed) as error:
-            if self.of == 1:
-                raise
-            raise type(error)(f"job {self.number} of {self.of} ({self.name}): {error}{more}") from error
+            if self.of > 1:
+                error.args = (f"job {self.number} of {self.of} ({self.name}): {error}{more}",)
+            raise
 
 
 def tasks(argv: Sequence[str]) -> list[Task]:
