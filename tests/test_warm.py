@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +47,13 @@ def server() -> Iterator[Warm]:
     with warm.server(PYTHON, {"OMP_NUM_THREADS": "1"}) as found:
         assert found.ready(warm.PATIENCE), "the libraries start a thread, or cannot be imported"
         yield found
+
+
+def soon(condition: Callable[[], bool], seconds: float = 120.0) -> bool:
+    end = time.monotonic() + seconds
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.1)
+    return condition()
 
 
 def output(command: Command, tmp_path: Path) -> str:
@@ -131,6 +138,15 @@ def test_a_ray_cluster_that_is_gone_is_named_to_nobody(server: Warm) -> None:
         (server.folder / warm.CLUSTER).unlink()
         lives.kill()
         lives.wait()
+
+
+def test_a_ray_cluster_that_lost_a_process_is_given_up() -> None:
+    with warm.server(PYTHON, {}, {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False}) as found:
+        file = found.folder / warm.CLUSTER
+        assert found.ray is not None and soon(file.exists)
+        (raylet,) = (one for one in psutil.Process(found.ray.pid).children(recursive=True) if one.name() == "raylet")
+        raylet.kill()
+        assert soon(lambda: not file.exists())
 
 
 def test_why_a_warm_start_failed_is_told() -> None:

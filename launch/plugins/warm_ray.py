@@ -2,10 +2,11 @@
 
 KWARGS: those of `ray.init`, as JSON. Each verl job starts a cluster of its own otherwise, some seconds of daemons that
 import Python's libraries. The jobs attach to this one by their own ray_kwargs (see verl_fork). Ends when its standard
-input does.
+input does, or when one of Ray's own processes has died, and then takes FILE away: the next job starts a cluster of its own.
 """
 
 import json
+import select
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ def main(file: Path, kwargs: dict[str, Any]) -> None:
     aside = file.with_suffix(".new")
     aside.write_text(context.address_info["gcs_address"])
     aside.rename(file)  # whoever sees the file sees all of it
-    sys.stdin.read()
+    node = ray._private.worker._global_node  # ray 2.60; a driver by itself outlives its raylet
+    while not select.select([sys.stdin], [], [], 1.0)[0] and not node.dead_processes():
+        pass
+    file.unlink(missing_ok=True)
     ray.shutdown()
 
 
