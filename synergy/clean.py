@@ -4,7 +4,7 @@ Without a recipe: leftovers, which nothing needs any more. With recipes (``-m`` 
 finished stage that none of them needs, and with ``run.keep=final`` the checkpoints that their rounds left in between.
 With ``--unfinished``: also stages that were begun and not finished, and data that were read and never prepared. Of a store
 (run.store, a URL): uploads that were broken off a week ago or more; a finished stage never goes from there, whatever run.keep
-says. Nothing is deleted without ``--yes``, and never while a driver works there.
+says and whatever version wrote it. Nothing is deleted without ``--yes``, and never while a driver works there.
 """
 
 from __future__ import annotations
@@ -61,7 +61,12 @@ def of_recipes(tasks: list[Task], unfinished: bool, act: bool) -> None:
 
 def of_store(url: str, act: bool) -> None:
     """Uploads in a store that were broken off. Raises UserError for one that can't be read."""
-    found, console = store.left_over(url), Console(width=None if sys.stdout.isatty() else 160)
+    (found, torn), console = store.left_over(url), Console(width=None if sys.stdout.isatty() else 160)
+    for path in torn:
+        console.print(
+            f"{path} can't be read, so all of its stage stays; delete it if it is damaged, and a run makes that stage anew",
+            soft_wrap=True,
+        )
     for left in found:
         console.print(f"{left.place}: an upload that was broken off, {form.memory(left.size)}", soft_wrap=True)
         if act:

@@ -11,9 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,48 @@ def serving(data: Path, quota: int = 1 << 60) -> Iterator[Server]:
         process.send_signal(signal.SIGCONT)
         process.kill()
         process.wait()
+
+
+@dataclass
+class Link:
+    """A way to a server. env: what a client of it needs to know; most: it holds back what comes after so many bytes; passed:
+    bytes; asked: requests."""
+
+    env: dict[str, str]
+    most: int
+    passed: int = 0
+    asked: int = 0
+
+
+@contextmanager
+def linked(server: Server, most: int = 1 << 60) -> Iterator[Link]:
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        link = Link(server.env | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{door.getsockname()[1]}"}, most)
+        lock = threading.Lock()
+
+        def carry(source: socket.socket, target: socket.socket, counted: bool) -> None:
+            with suppress(OSError), source, target:
+                while data := source.recv(1 << 16):
+                    while counted and link.passed >= link.most:
+                        time.sleep(0.01)
+                    target.sendall(data)
+                    with lock:
+                        link.passed += len(data) * counted
+                        link.asked += data.count(b" HTTP/1.1\r\n") * counted
+
+        def open_up() -> None:
+            with suppress(OSError):
+                while True:
+                    client, there = door.accept()[0], socket.create_connection(("127.0.0.1", server.port))
+                    for ends in ((client, there, True), (there, client, False)):
+                        threading.Thread(target=carry, args=ends, daemon=True).start()
+
+        threading.Thread(target=open_up, daemon=True).start()
+        try:
+            yield link
+        finally:
+            link.most = 1 << 60
+            door.shutdown(socket.SHUT_RDWR)
 
 
 def limited(app: Any, data: Path, quota: int) -> Any:

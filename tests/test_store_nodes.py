@@ -16,7 +16,7 @@ from doubles import Clock
 from rich.console import Console
 from s3_server import Server
 from test_crashes import Killed, boundaries, planned, pythons
-from test_store import S3, content, s3, server, silent
+from test_store import S3, content, mounted, s3, server, silent
 
 from synergy import status
 from synergy.driver import execute, identity, keep, ledger, plan, remote, retention, store
@@ -119,9 +119,9 @@ def test_a_node_goes_on_where_another_was_killed(s3: Server, tmp_path: Path) -> 
 
 
 def test_what_was_finished_before_there_was_a_store_is_sent(tmp_path: Path) -> None:
-    url, a, b = f"file://{tmp_path}/store", node(tmp_path / "a"), node(tmp_path / "b")
+    a, b = node(tmp_path / "a"), node(tmp_path / "b")
     drive(a, "")
-    assert not (tmp_path / "store").exists()
+    url = mounted(tmp_path)
     entries, said = drive(a, url)
     assert sum("sent" in line for line in said) == len(entries)
     again, _ = drive(b, url)
@@ -129,7 +129,7 @@ def test_what_was_finished_before_there_was_a_store_is_sent(tmp_path: Path) -> N
 
 
 def test_run_keep_deletes_here_and_not_in_the_store(tmp_path: Path) -> None:
-    url, a = f"file://{tmp_path}/store", node(tmp_path / "a")
+    url, a = mounted(tmp_path), node(tmp_path / "a")
     entries, _ = drive(a, url, "interleaved", "final")
     gone = [entry for entry in entries if not (a / entry.output).exists()]
     assert gone
@@ -141,7 +141,7 @@ def test_run_keep_deletes_here_and_not_in_the_store(tmp_path: Path) -> None:
 
 
 def test_a_damaged_result_here_is_put_back_from_the_store(tmp_path: Path) -> None:
-    url, a = f"file://{tmp_path}/store", node(tmp_path / "a")
+    url, a = mounted(tmp_path), node(tmp_path / "a")
     entries, _ = drive(a, url)
     file = a / entries[0].output / "order.json"
     was = file.read_bytes()
@@ -161,7 +161,7 @@ def test_no_key_of_the_store_is_written_down(s3: Server, tmp_path: Path) -> None
 
 
 def test_status_tells_what_is_in_the_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    url, a = f"file://{tmp_path}/store", node(tmp_path / "a")
+    url, a = mounted(tmp_path), node(tmp_path / "a")
     entries, _ = drive(a, url)
     console = Console(width=200)
     status.show(a, console)
@@ -176,7 +176,7 @@ def test_status_tells_what_is_in_the_store(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_result_of_other_inputs_is_not_taken(tmp_path: Path) -> None:
-    url, a = f"file://{tmp_path}/store", node(tmp_path / "a")
+    url, a = mounted(tmp_path), node(tmp_path / "a")
     entries, _ = drive(a, url)
     made = next(entry for entry in entries if entry.kind == "sft")
     (file,) = (tmp_path / "store/entries" / made.key).iterdir()
@@ -192,12 +192,12 @@ def test_a_result_of_other_inputs_is_not_taken(tmp_path: Path) -> None:
 
 def test_killed_anywhere_both_it_and_another_node_end_the_same(tmp_path: Path) -> None:
     clock = Clock(Killed)
-    straight, _ = drive(node(tmp_path / "straight"), f"file://{tmp_path}/straight/store", clock=clock)
+    straight, _ = drive(node(tmp_path / "straight"), mounted(tmp_path / "straight"), clock=clock)
     wanted, names = [(e.key, e.digest) for e in straight], list(clock.names)
     transfers = [at for at, name in enumerate(names, 1) if any(name.endswith(w) for w in ("upload", "write"))]
     for at in sorted({*range(1, len(names), len(names) // 5), *transfers[1::5]}):
         place = tmp_path / str(at)
-        url, a, b = f"file://{place}/store", node(place / "a"), node(place / "b")
+        url, a, b = mounted(place), node(place / "a"), node(place / "b")
         clock.arm(at)
         with pytest.raises(Killed):
             drive(a, url, clock=clock)
@@ -209,7 +209,7 @@ def test_killed_anywhere_both_it_and_another_node_end_the_same(tmp_path: Path) -
 
 
 def test_killed_while_it_fetches_a_node_goes_on(tmp_path: Path) -> None:
-    url, clock = f"file://{tmp_path}/store", Clock(Killed)
+    url, clock = mounted(tmp_path), Clock(Killed)
     wanted = [(e.key, e.digest) for e in drive(node(tmp_path / "a"), url)[0]]
     drive(node(tmp_path / "count"), url, clock=clock)
     names = list(clock.names)

@@ -26,14 +26,19 @@ ANSWER_SECONDS = 30.0
 """A small request that takes longer has failed."""
 STALL_SECONDS = 120.0
 """A transfer of which nothing moves for so long has failed."""
+LISTING_SECONDS = 600.0
+"""So long may it take to list all files below a folder, a thousand a request."""
 CONNECT_SECONDS, SILENT_SECONDS, ATTEMPTS = 5.0, 15.0, 2
 """Of one S3 request: until it is connected, without a byte, and how often its client tries. An exit waits for no longer."""
 THREADS = 16
 """Transfers at a time."""
-PIECE = 16 << 20
-"""Bytes of a download at a time, and so THREADS of them in memory."""
+PIECE = 8 << 20
+"""Bytes of a download at a time, and so THREADS of them in memory. A piece counts as a whole: of larger ones, a slow link might
+bring none in STALL_SECONDS."""
 TRIES, WAIT_SECONDS = 3, 1.0
 """Of each transfer, and before the second; twice as long before each further one."""
+LOCAL = "file://"
+"""What the URL of a mounted folder begins with."""
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 CAUSES = (
     (
@@ -109,6 +114,8 @@ class Remote:
         text = " ".join(str(error).split()) or type(error).__name__
         hits = [n for n, (words, _) in enumerate(CAUSES) if re.search(words, text, re.IGNORECASE)]
         advice = CAUSES[hits[0]][1] if hits else "see what its client says"
+        if self.url.startswith(LOCAL) and isinstance(error, PermissionError):
+            advice = "this user may not work in that folder: let them list, read and write there, or set run.store to another"
         made = Unavailable(f"run.store={self.url}: {what} failed: {advice}. Its client says: {text[:400]}")
         made.lasting = bool(hits) and hits[0] < LASTING
         return made
@@ -137,7 +144,10 @@ class Remote:
                 self.fs.makedirs(self.at(path).rpartition("/")[0], exist_ok=True)
             self.fs.pipe_file(self.at(path), data)
 
-        self.call(f"writing {path}", work)
+        try:
+            self.call(f"writing {path}", work)
+        except FileNotFoundError as error:
+            raise self.failed(f"writing {path}", error) from error
 
     def remove(self, path: str) -> None:
         """A file; nothing if it is not there."""
@@ -162,13 +172,15 @@ class Remote:
         self._each("uploading", [(path, send(file, path)) for file, path in files], total, tick)
 
     def download(self, files: Sequence[tuple[str, Path, int]], tick: Tick) -> None:
-        """(path in the store, local file, size): pieces of all of them, several at a time. Raises Unavailable or OSError."""
+        """(path in the store, local file, size): pieces of all of them, several at a time. One that is
+        short or not there leaves zeros: whoever compares the sums tells of it. Raises Unavailable or OSError."""
 
         def fetch(path: str, file: Path, begin: int, end: int) -> Callable[[Callable[[int], None]], None]:
             def work(moved: Callable[[int], None]) -> None:
-                data = self.fs.cat_file(self.at(path), start=begin, end=end)
-                if len(data) != end - begin:
-                    raise OSError(f"{path} has other bytes than were published")
+                try:
+                    data = self.fs.cat_file(self.at(path), start=begin, end=end)
+                except FileNotFoundError:
+                    return
                 with file.open("r+b") as stream:
                     stream.seek(begin)
                     stream.write(data)
@@ -277,7 +289,18 @@ def connect(url: str) -> Remote:
             f"run.store={url} is no plain URL: s3://BUCKET/PREFIX, file:///SHARED/FOLDER, or another scheme of fsspec's; "
             "settings and keys of its client come from the environment"
         )
-    return _connected(url.rstrip("/"), tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_"))))
+    if url.startswith(LOCAL) and not rest.startswith("/"):
+        raise UserError(f"run.store={url} has no absolute path: write file:///SHARED/FOLDER, with three slashes")
+    environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    there = _connected(url.rstrip("/"), environment)
+    if url.startswith(LOCAL):
+        try:
+            there.call("opening it", lambda: os.scandir(there.root).close())
+        except FileNotFoundError as error:
+            raise Unavailable(
+                f"run.store={url}: there is no folder {there.root}: mount what it lies on, or make it"
+            ) from error
+    return there
 
 
 @lru_cache(maxsize=8)
@@ -287,7 +310,7 @@ def _connected(url: str, environment: tuple[tuple[str, str], ...]) -> Remote:
             return Remote(url, _s3(dict(environment)), url.removeprefix("s3://"))
         import fsspec
 
-        fs, root = fsspec.core.url_to_fs(url, **({"auto_mkdir": True} if url.startswith("file://") else {}))
+        fs, root = fsspec.core.url_to_fs(url, **({"auto_mkdir": True} if url.startswith(LOCAL) else {}))
     except ImportError as error:
         raise UserError(f"run.store={url}: {error}; install it in the environment that runs synergy") from error
     except Exception as error:  # clients raise what they like
@@ -300,17 +323,23 @@ def _s3(environment: dict[str, str]) -> Any:
     from pyarrow import fs as arrow
 
     class S3(ArrowFSWrapper):  # type: ignore[misc]
-        """What fsspec's wrapper lacks: ranges, folders that are not there, and objects that need no folder."""
+        """What fsspec's wrapper lacks: ranges, folders that are not there, all files in few requests, and objects that need no
+        folder."""
 
         def cat_file(self, path: str, start: int | None = None, end: int | None = None, **more: Any) -> bytes:
             with self.fs.open_input_file(path) as stream:
-                begin = start or 0
-                data: bytes = stream.read_at((stream.size() if end is None else end) - begin, begin)
+                size, begin = stream.size(), start or 0
+                count = (size if end is None else min(end, size)) - begin
+                data: bytes = stream.read_at(count, begin) if count > 0 else b""
                 return data
 
         def ls(self, path: str, detail: bool = False, **more: Any) -> list[Any]:
             found = self.fs.get_file_info(arrow.FileSelector(path, allow_not_found=True))
             return [self._make_entry(info) if detail else info.path for info in found]
+
+        def find(self, path: str, **more: Any) -> dict[str, Any]:  # not folder by folder
+            found = self.fs.get_file_info(arrow.FileSelector(path, allow_not_found=True, recursive=True))
+            return {info.path: self._make_entry(info) for info in found if info.type == arrow.FileType.File}
 
         def rm_file(self, path: str) -> None:
             try:
@@ -330,6 +359,7 @@ def _s3(environment: dict[str, str]) -> Any:
         connect_timeout=CONNECT_SECONDS,
         request_timeout=SILENT_SECONDS,
         retry_strategy=arrow.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        background_writes=False,  # else the whole file goes to memory, and counts as moved before any of it is sent
         allow_delayed_open=True,  # a small file is one request, and is there as a whole or not at all
         **options,
     )
@@ -346,7 +376,7 @@ def walk(remote: Remote, path: str) -> dict[str, tuple[int, float]]:
         return found
 
     root = remote.root.strip("/") + "/"
-    found = remote.call(f"listing {path}", work)
+    found = remote.call(f"listing {path}", work, LISTING_SECONDS)
     return {name.lstrip("/").removeprefix(root): (int(info["size"]), _when(info)) for name, info in found.items()}
 
 

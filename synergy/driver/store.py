@@ -136,7 +136,7 @@ def probe(url: str, needed: int = 0) -> None:
             f"run.store={url} gives back other bytes than it was given ({len(back)} for {len(data)}). Old S3 servers store the "
             "checksums of new clients as content: export AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
         )
-    stat = os.statvfs(there.root) if url.startswith("file://") else None
+    stat = os.statvfs(there.root) if url.startswith(remote.LOCAL) else None
     if stat is not None and (room := stat.f_bavail * stat.f_frsize) < needed:
         raise UserError(
             f"run.store={url} has {room / 1e9:.1f} GB free, and about {needed / 1e9:.1f} GB will be published there; free "
@@ -147,7 +147,7 @@ def probe(url: str, needed: int = 0) -> None:
 def send(url: str, root: Path, entry: Entry, tell: Tell) -> Stored:
     """Publishes a finished stage of a run directory. Raises StageFailed, or UserError where its output is not what the ledger
     says; whatever is killed when, the store has it whole or not at all."""
-    there, folder = remote.connect(url), (root / entry.output).parent
+    folder = (root / entry.output).parent
     sums = manifest.read(folder)
     if sums is None or identity.digest_of(sums) != entry.digest:
         sums = identity.sums(folder / "output")
@@ -164,6 +164,7 @@ def send(url: str, root: Path, entry: Entry, tell: Tell) -> Stored:
     text |= {"files": {n: asdict(f) for n, f in files.items()}, "records": {n: asdict(f) for n, f in records.items()}}
     path = f"{ENTRIES}/{entry.key}/{entry.digest}.json"
     try:
+        there = remote.connect(url)
         there.upload(goes, lambda done, total: tell("sending to the store", done, total))
         there.write(path, json.dumps(text, indent=1).encode())
     except (Unavailable, OSError) as error:
@@ -187,10 +188,19 @@ def pull(url: str, stored: Stored, folder: Path, tell: Tell, whole: bool = True)
         output, aside = folder / "output", folder / retention.ARRIVING
         whole = whole or output.exists()
         if not output.exists() or identity.digest_of(identity.sums(output)) != entry.digest:
+            if not identity.sums(aside / "output").keys() <= stored.files.keys():  # another result's, broken off
+                shutil.rmtree(aside)
             names = [name for name in stored.files if whole or retention.recorded(name)]
             _arrive(there, stored, aside / "output", "output", {name: stored.files[name] for name in names}, tell)
             if whole:
-                publish.publish(aside / "output", output, folder / f"superseded-{secrets.token_hex(4)}", named=True)
+                was = folder / f"superseded-{secrets.token_hex(4)}"
+                sums = publish.publish(aside / "output", output, was, named=True)
+                if identity.digest_of(sums) != entry.digest:
+                    odd = manifest.differences({name: file.sum for name, file in stored.files.items()}, sums)
+                    raise StageFailed(
+                        f"stage {entry.name} [machine]: {output} is not what was fetched: {'; '.join(odd[:3])}. The same "
+                        "synergy command fetches it again; if that ends so too, set run.dir to another disk"
+                    )
             else:
                 retention.note(folder, entry, aside / "output")
         _arrive(there, stored, folder, "records", stored.records, tell)
@@ -217,7 +227,7 @@ def _arrive(there: Remote, stored: Stored, folder: Path, part: str, files: Mappi
             ) from error
     entry, path = stored.entry, f"{stored.place}/{part}/{next(iter(left))}"
     raise StageFailed(
-        f"stage {entry.name} [machine]: {there.url}/{path} is damaged: its content is not what was published. Put it back, or "
+        f"stage {entry.name} [machine]: {there.url}/{path} is damaged or gone: it is not what was published. Put it back, or "
         f"delete {there.url}/{ENTRIES}/{entry.key}/{entry.digest}.json, and the same synergy command makes the stage anew"
     )
 
@@ -239,17 +249,37 @@ class Left:
     written: float
 
 
-def left_over(url: str) -> list[Left]:
-    """Uploads that were broken off, or whose result was there already; not those that may still go on. Raises Unavailable."""
+def left_over(url: str) -> tuple[list[Left], list[str]]:
+    """Uploads that were broken off, or whose result was there already; not those that may still go on. And the entries that do
+    not tell which upload is theirs: of their stages, all stay. Raises Unavailable."""
     there = remote.connect(url)
     found: dict[str, Left] = {}
     for file, (size, written) in remote.walk(there, STAGES).items():
         place = "/".join(file.split("/")[:3])
         was = found.get(place, Left(place, (), 0, 0.0))
         found[place] = Left(place, (*was.files, file), was.size + size, max(was.written, written))
-    known = find(url, there.names(ENTRIES))  # asked last: what was finished meanwhile is among them
-    named = {stored.place for results in known.values() for stored in results}
-    return [left for left in found.values() if left.place not in named and time.time() - left.written > GONE_SECONDS]
+    keys = there.names(ENTRIES)  # asked last: what was finished meanwhile is among them
+    with ThreadPoolExecutor(max_workers=remote.THREADS) as pool:
+        named = [pair for pairs in pool.map(lambda key: _named(there, key), keys) for pair in pairs]
+    torn = [path for path, place in named if place is None]
+    kept, ends = {place for _, place in named}, tuple(f"-{path.split('/')[1][:12]}" for path in torn)
+    old = [left for left in found.values() if time.time() - left.written > GONE_SECONDS and left.place not in kept]
+    return [left for left in old if not left.place.split("/")[1].endswith(ends)], torn
+
+
+def _named(there: Remote, key: str) -> list[tuple[str, str | None]]:
+    """Entries of a key, of whatever version, and the upload that each names; None where it can't be read."""
+    found: list[tuple[str, str | None]] = []
+    for name in there.names(f"{ENTRIES}/{key}"):
+        path = f"{ENTRIES}/{key}/{name}"
+        try:
+            place = "/".join(json.loads(there.read(path))["place"].split("/")[:3])
+        except FileNotFoundError:
+            continue
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            place = ""
+        found.append((path, place if place.startswith(f"{STAGES}/") else None))
+    return found
 
 
 def delete(url: str, left: Left) -> None:
