@@ -19,6 +19,7 @@ from rich.table import Table
 
 from synergy import cli
 from synergy.driver import keep, ledger, plan, retention, store
+from synergy.driver.ledger import Entry
 from synergy.driver.retention import Item
 from synergy.errors import UserError
 from synergy.report import form
@@ -31,11 +32,17 @@ YES, UNFINISHED = "--yes", "--unfinished"
 
 def of_folder(root: Path, unfinished: bool, act: bool) -> None:
     """Leftovers of a run directory. Raises UserError for a folder that is none."""
+    entries = _entries(root)
+    items = retention.leftovers(root, entries)
+    _settle(root, items + (retention.unfinished(root, entries) if unfinished else []), act)
+
+
+def _entries(root: Path) -> dict[str, Entry]:
+    """Of a run directory's ledger. Raises UserError for a folder that is none."""
     entries = ledger.read(root / "ledger.jsonl")
     if not entries and not any((root / name).is_dir() for name in ("stages", retention.DATA)):
         raise UserError(f"{root} is no run directory: it has neither ledger.jsonl nor stages/ nor data/; see run.dir")
-    items = retention.leftovers(root, entries)
-    _settle(root, items + (retention.unfinished(root, entries) if unfinished else []), act)
+    return entries
 
 
 def of_recipes(tasks: list[Task], unfinished: bool, act: bool) -> None:
@@ -48,7 +55,7 @@ def of_recipes(tasks: list[Task], unfinished: bool, act: bool) -> None:
     if len(spaces) > 1:
         raise UserError(f"these jobs have several run directories ({', '.join(map(str, spaces))}): clean one at a time")
     root, needed = spaces.pop(), {step.key for todo in plans for step in todo.steps}
-    entries = ledger.read(root / "ledger.jsonl")
+    entries = _entries(root)
     items = retention.unneeded(root, entries, needed)
     if unfinished:
         wanted = {step.folder for todo in plans for step in todo.steps}
@@ -106,16 +113,16 @@ def main() -> int:
     if any("=" in word or word.startswith("-") for word in words):
         sys.argv[1:] = words
         return cli.with_config(lambda tasks: of_recipes(tasks, unfinished, act))
-    try:
-        if len(words) > 1:
-            raise UserError(f"one run directory at a time, not {' '.join(words)}")
-        if words and "://" in words[0]:
-            of_store(words[0], act)
-            return 0
+    return cli.ended(lambda: _of_place(words, unfinished, act))
+
+
+def _of_place(words: list[str], unfinished: bool, act: bool) -> None:
+    if len(words) > 1:
+        raise UserError(f"one run directory at a time, not {' '.join(words)}")
+    if words and "://" in words[0]:
+        of_store(words[0], act)
+    else:
         of_folder(Path(words[0] if words else "runs").expanduser().resolve(), unfinished, act)
-    except UserError as error:
-        return cli.tell(str(error), 2)
-    return 0
 
 
 if __name__ == "__main__":

@@ -37,8 +37,8 @@ def main() -> int:
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb not in VERBS:
         lines = "".join(f"  synergy {name:<10}{text}\n" for name, text in VERBS.items())
-        print(f"usage:\n{lines}each verb takes --help; for example: synergy plan recipe=progressive")
-        return 0 if verb in ("-h", "--help") else 2
+        print(f"usage:\n{lines}each verb takes --help; for example: synergy plan recipe=progressive", flush=True)
+        return 0 if verb in ("-h", "--help") else tell(f"no such verb: {verb}; verbs: {', '.join(VERBS)}", 2)
     import importlib
 
     sys.argv = [f"synergy {verb}", *sys.argv[2:]]
@@ -46,29 +46,49 @@ def main() -> int:
     return code
 
 
-def with_config(action: Callable[[list[Task]], int | None]) -> int:
+def with_config(action: Callable[[list[Task]], int | None], usage: str = "") -> int:
     """Composes the jobs of the command line, one or with ``-m`` several, and calls the action with them; returns the exit
-    code, the action's own if it has one. Every known error is one message on stderr."""
+    code, the action's own if it has one. usage: of the verb; ``--help`` begins with it."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors reach us instead of Hydra's own report
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from synergy import compose
 
-    if {"-h", "--help"} & set(sys.argv) and not any(word.startswith("recipe=") for word in sys.argv):
-        sys.argv.append("recipe=progressive")  # the help shows a composed config, and Hydra wants a recipe for it
+    if {"-h", "--help"} & set(sys.argv):
+        print(usage)
+        if not any(word.startswith("recipe=") for word in sys.argv):
+            sys.argv.append("recipe=progressive")  # the help shows a composed config, and Hydra wants a recipe for it
     interrupt.listen()
+
+    def act() -> int | None:
+        try:
+            tasks = compose.tasks(sys.argv[1:])
+            return action(tasks) if tasks else 0
+        except (HydraException, OmegaConfBaseException) as error:
+            raise UserError(_reason(error)) from error
+
+    return ended(act)
+
+
+def ended(act: Callable[[], int | None]) -> int:
+    """The exit code of what a verb does, its own if it has one. Every known error is one message on stderr."""
     try:
-        tasks = compose.tasks(sys.argv[1:])
-        if tasks:
-            return action(tasks) or 0
+        return act() or 0
     except KeyboardInterrupt:
         return tell("interrupted; nothing runs any more, and the same command continues where this stopped", 130)
     except StageFailed as error:
         return tell(_reason(error), 1)
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except UserError as error:
         return tell(_reason(error), 2)
-    return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return tell(
+            f"{error.filename}: {error.strerror}; see that it is there, that you may read and write it and that its disk has "
+            "room, or name another place",
+            2,
+        )
 
 
 def tell(message: str, code: int) -> int:
@@ -84,3 +104,7 @@ def _reason(error: BaseException) -> str:
             found.append(str(seen).strip())
         seen = seen.__cause__
     return "\n".join(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

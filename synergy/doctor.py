@@ -18,8 +18,8 @@ from synergy import environments, paths
 from synergy.machine import cards
 
 PYTHONS = ((3, 11), (3, 12))
-FREE_GB = 2.0
-"""Free disk below which a tiny run and its logs may not fit (an estimate)."""
+FREE_GB, SETUP_GB = 2.0, 5.0
+"""Free disk below which a tiny run and its logs may not fit (an estimate); what the environments take more, if not made yet."""
 MEMORY_GB = 10.0
 """The target for peak memory of the tiny scale."""
 SHOWN = {
@@ -48,18 +48,18 @@ def wanted_versions(pins: str) -> dict[str, str]:
     return {environments.normalise(name): version for name, version in re.findall(r"(?m)^([\w.-]+)==(\S+)", text)}
 
 
-def machine(folder: Path) -> list[Finding]:
-    """Python, disk at ``folder``, memory, GPUs."""
+def machine(folder: Path, made: bool = True) -> list[Finding]:
+    """Python, disk at ``folder``, memory, GPUs. made: the environments are there."""
     python = ".".join(map(str, sys.version_info[:3]))
     known = sys.version_info[:2] in PYTHONS
-    disk = shutil.disk_usage(folder).free / 1e9
+    disk, wanted = shutil.disk_usage(folder).free / 1e9, FREE_GB if made else FREE_GB + SETUP_GB
     memory = psutil.virtual_memory().total / 1e9
     gpus = [f"{name}, {size >> 20} MiB" for name, size in cards()]
     return [
         Finding("Python", python, "3.11 or 3.12", "ok" if known else "missing", "" if known else "use Python 3.11 or 3.12"),
         Finding(
-            "free disk here", f"{disk:.1f} GB", f"{FREE_GB:.0f} GB",
-            *(() if disk >= FREE_GB else ("missing", "free some, or set run.dir to another disk")),
+            "free disk here", f"{disk:.1f} GB", f"{wanted:.0f} GB",
+            *(() if disk >= wanted else ("missing", "free some, or set run.dir to another disk")),
         ),
         Finding(
             "memory", f"{memory:.0f} GB, {os.cpu_count()} cores", f"{MEMORY_GB:.0f} GB",
@@ -121,10 +121,10 @@ def _print(title: str, findings: list[Finding]) -> None:
 def main() -> int:
     """Prints the tables; 0 when everything needed is there, 1 otherwise."""
     argparse.ArgumentParser(prog="synergy doctor", description=__doc__).parse_args()
-    findings = machine(Path.cwd())
+    pythons = {name: environments.locate(framework) for name, framework in ANY.items()}
+    findings = machine(Path.cwd(), all(python.exists() for python in pythons.values()))
     _print("this machine", findings)
-    for name, framework in ANY.items():
-        python = environments.locate(framework)
+    for name, python in pythons.items():
         found = environment(name, python)
         print(f"{name} environment: {python}")
         _print("package", found)

@@ -21,6 +21,8 @@ ACTIONS = ("list", "status", "logs", "stop")
 
 def act(action: str, name: str | None, address: str | None) -> int:
     """Exit code. Raises UserError."""
+    if "=" in (name or ""):
+        raise UserError(f"{name}: job takes no key of the config; the cluster is named by --address http://HEAD:8265")
     client = jobs.connect(address)
     if action == "list":
         for job in jobs.every(client):
@@ -54,10 +56,7 @@ def main() -> int:
     parser.add_argument("--address", help=f"of the cluster's dashboard, http://HEAD:8265; default: ${jobs.ADDRESS}")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        return act(arguments.action, arguments.id, arguments.address)
-    except UserError as error:
-        return cli.tell(str(error), 2)
+    return cli.ended(lambda: act(arguments.action, arguments.id, arguments.address))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""``python -m synergy.plan recipe=<name>``: what run would do, stage by stage, and why. Of several jobs (``-m``) each stage
-is shown once, with the jobs that share it."""
+"""``synergy plan recipe=NAME [key=value ...]``: what run would do with the same words, stage by stage, and why; does nothing.
+
+Of several jobs (``-m``) each stage is shown once, with the jobs that share it.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +38,24 @@ def show(tasks: Sequence[Task], plans: Sequence[Plan]) -> None:
         _one(plans[0], console)
     else:
         _several(tasks, plans, console)
+    for said in _unknown(tasks, plans):
+        console.print(said, soft_wrap=True, markup=False)
+
+
+def _unknown(tasks: Sequence[Task], plans: Sequence[Plan]) -> list[str]:
+    """What can't be told of stages since their model is the hub's, and was not downloaded yet."""
+    found: dict[str, dict[str, None]] = {}
+    for task, todo in zip(tasks, plans, strict=True):
+        left = [step.stage for step in todo.steps if step.action != "reuse"]
+        names = [stage.name for stage in left if stage.kind in plan.MODELS or cost.gpus(stage)]
+        if any("base" in step.inputs and not step.inputs["base"].is_dir() for step in todo.steps) and names:
+            model = f"{task.cfg.model.path} --revision {task.cfg.model.revision}"
+            found.setdefault(model, {}).update(dict.fromkeys(names))
+    return [
+        f"the model is not here yet: disk, GPU memory and GPU-hours of {', '.join(names)} are not known; download it first: "
+        f"hf download {model}"
+        for model, names in found.items()
+    ]
 
 
 def _one(todo: Plan, console: Console) -> None:
@@ -109,7 +129,7 @@ def _counts(steps: Sequence[Step]) -> str:
 
 
 def main() -> int:
-    return cli.with_config(action)
+    return cli.with_config(action, __doc__)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,10 @@ def parse(words: Sequence[str]) -> Request:
 
 def _data_set(folder: Path) -> Path:
     """The folder, or the newest data set of a run directory. Raises UserError for one without, or where it was damaged."""
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is no folder: give that of a data set, as recipe=distill ends with one, or a run directory"
+        )
     if not (folder / "ledger.jsonl").exists():
         return folder
     entries = ledger.read(folder / "ledger.jsonl").values()
@@ -92,13 +96,7 @@ def main() -> int:
     if {"-h", "--help"} & set(words):
         print(__doc__)
         return 0
-    try:
-        action(parse(words))
-    except UserError as error:
-        return cli.tell(str(error), 2)
-    except KeyboardInterrupt:
-        return cli.tell("interrupted; the same command continues where this stopped", 130)
-    return 0
+    return cli.ended(lambda: action(parse(words)))
 
 
 if __name__ == "__main__":

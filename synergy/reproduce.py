@@ -52,6 +52,10 @@ def parse(words: Sequence[str]) -> Request:
         raise UserError("reproduce chooses the recipes by table or figure; leave recipe= out, or use synergy run")
     if plans[1:] or set(plans) - {"true", "false"}:
         raise UserError(f"plan={','.join(plans)}: true shows what would run, false runs it")
+    if empty := [word for word in words if word in ("table=", "figure=", "checkpoints=")]:
+        raise UserError(
+            f"{' '.join(empty)} names nothing: give a number (table=6) or a file, or say all for all of them"
+        )
     if files[1:]:
         raise UserError("checkpoints= takes one file")
     if not own and not files:
@@ -66,6 +70,8 @@ def action(request: Request, tasks: list[Task]) -> None:
     if request.given:
         tasks = [replace(task, cfg=checkpoints.configured(task.cfg, list(request.given))) for task in tasks]
     _require_seeds_only(request, tasks)
+    if not request.only_plan:
+        run.require_cluster(tasks)
     jobs, missing = planned(tasks, fetch=not request.only_plan)
     if jobs and request.only_plan:
         plan.show([task for task, _ in jobs], [todo for _, todo in jobs])
@@ -167,10 +173,11 @@ def main() -> int:
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(__doc__)
         return 0
-    try:
-        request = parse(sys.argv[1:])
-    except UserError as error:
-        return cli.tell(str(error), 2)
+    return cli.ended(_asked)
+
+
+def _asked() -> int:
+    request = parse(sys.argv[1:])
     sys.argv = [sys.argv[0], *request.words]
     return cli.with_config(partial(action, request))
 

@@ -1,8 +1,13 @@
-"""``python -m synergy.run recipe=<name>``: runs a recipe to its report; several (``-m``) one after the other, to one more
-report over all of them."""
+"""``synergy run recipe=NAME [key=value ...]``: runs a recipe to its report.
+
+synergy run recipe=progressive               what is finished is reused, and a run that was killed is continued
+synergy run -m recipe=sft,rl seed=0,1,2      several one after the other, to one more report over all of them
+synergy run --help recipe=interleaved        the knobs of that recipe, and all other keys
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +19,7 @@ from synergy.config import Config, Run
 from synergy.driver import cost, disk, display, execute, identity, keep, plan, sharing, state, store, warm
 from synergy.driver.execute import Limits
 from synergy.driver.plan import Plan
-from synergy.errors import StageFailed
+from synergy.errors import StageFailed, UserError
 from synergy.report import results
 from synergy.stages import fit
 
@@ -23,13 +28,14 @@ WAYS_ON = "run.keep_going=true goes on with the others"
 
 
 def action(tasks: list[Task]) -> None:
+    require_cluster(tasks)
     plans = []
     for task in tasks:
         with task.telling():
             plans.append(plan.of_config(task.cfg, fetch=True))
-    require_space(plans)
     with warm.beside(tasks[0].cfg.run.warm, plans) as server:  # imports while the settings are checked
         preflight(tasks, plans)
+        require_space(plans)  # makes the run directory
         if len(tasks) == 1:
             _run(tasks[0].cfg, plans[0], server, plans)
         else:
@@ -80,6 +86,16 @@ def _report(done: Sequence[Task], of: int) -> None:
         if said := cost.summary([one.step for one in sharing.distinct([todo for _, todo in ends])], {}):
             print(f"{which}, shared stages once: {said}", flush=True)
         print(f"report over {which}: {sweep_page.write(ends)}", flush=True)
+
+
+def require_cluster(tasks: Sequence[Task]) -> None:
+    """Raises UserError for a driver that should work in a Ray cluster and whose environment names none. Ray names it to its
+    jobs, the batch script to its driver; without a name Ray would look, for long, for any cluster that this host ever had."""
+    if any(task.cfg.cluster.kind == "ray" for task in tasks) and not os.environ.get("RAY_ADDRESS"):
+        raise UserError(
+            "cluster=ray: this process is no job of a Ray cluster (RAY_ADDRESS is not set); send it there: synergy submit, "
+            "with the same words"
+        )
 
 
 def require_space(plans: Sequence[Plan]) -> None:
@@ -140,7 +156,7 @@ def _limits(settings: Run) -> Limits:
 
 
 def main() -> int:
-    return cli.with_config(action)
+    return cli.with_config(action, __doc__)
 
 
 if __name__ == "__main__":

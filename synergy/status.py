@@ -31,7 +31,13 @@ def show(root: Path, console: Console) -> None:
     """Prints it. Raises UserError for a folder that no run has written."""
     found, entries = state.read(root), ledger.read(root / "ledger.jsonl")
     if found is None and not entries:
-        raise UserError(f"{root} is no run directory: it has neither {state.FILE} nor ledger.jsonl; see run.dir")
+        there = [name for name in (state.FILE, "ledger.jsonl") if (root / name).exists()]
+        why = (
+            f"no line of its {' and '.join(there)} can be read"
+            if there
+            else f"it has neither {state.FILE} nor ledger.jsonl"
+        )
+        raise UserError(f"{root} is no run directory: {why}; see run.dir")
     if found is not None:
         _driver(found, root, console)
     kinds = [entry.kind for entry in entries.values()]
@@ -122,11 +128,12 @@ def main() -> int:
         Path(arguments.run).expanduser().resolve(),
         Console(width=None if sys.stdout.isatty() else 160),
     )
-    try:
+
+    def act() -> int:
         show(root, console)
-    except UserError as error:
-        return cli.tell(str(error), 2)
-    return 0 if not arguments.verify or verify(root, console) else 1
+        return 0 if not arguments.verify or verify(root, console) else 1
+
+    return cli.ended(act)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
-"""``python -m synergy.submit recipe=<name> cluster=ray cluster.address=…``: sends the driver to a Ray cluster as a job, and
-follows its log. The job goes on without this terminal: ``synergy job`` asks for it, follows it again, or stops it.
+"""``synergy submit recipe=NAME cluster=ray ...``: sends the driver to a Ray cluster as a job, and follows its log.
 
-``--dry-run=slurm`` and ``--dry-run=kuberay`` print the run as a batch script or manifest and send nothing."""
+  synergy submit recipe=two_stage cluster=ray cluster.address=http://HEAD:8265    what follows recipe= is as for synergy run
+  synergy submit recipe=two_stage cluster=ray --dry-run=slurm                     prints a batch script, and sends nothing
+  synergy submit recipe=two_stage cluster=ray --dry-run=kuberay cluster.image=NAME cluster.claim=NAME    prints a RayJob
+
+The job goes on without this terminal: ``synergy job`` asks for it, follows it again, or stops it.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +31,8 @@ def action(tasks: list[Task], dry: str = "") -> int | None:
     """Sends the jobs as one; exit code of their driver. dry: the form in which they are only printed."""
     cfg = tasks[0].cfg
     if cfg.cluster.kind != "ray":
-        raise UserError(
-            "submit sends to a Ray cluster: add cluster=ray cluster.address=http://HEAD:8265 (synergy run works here)"
-        )
+        to = " (a dry run needs no cluster.address)" if dry else " cluster.address=http://HEAD:8265"
+        raise UserError(f"submit sends to a Ray cluster: add cluster=ray{to}; synergy run works here")
     wanted = _check(tasks)
     if dry:
         print(manifests.render(dry, cfg.cluster, tasks[0].recipe, wanted, driver(cfg), _python(cfg)), end="")
@@ -112,7 +115,7 @@ def main() -> int:
     dry = [word for word in sys.argv[1:] if word.startswith(DRY)]
     sys.argv = [word for word in sys.argv if word not in dry]
     form = dry[-1].removeprefix(DRY).removeprefix("=") or "slurm" if dry else ""
-    return cli.with_config(lambda tasks: action(tasks, form))
+    return cli.with_config(lambda tasks: action(tasks, form), __doc__)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,8 @@ def connect(address: str | None) -> Client:
     given = address or os.environ.get(ADDRESS)
     if not given:
         raise UserError(
-            f"no cluster is named: give cluster.address=http://HEAD:8265, its dashboard's address, or export {ADDRESS}"
+            f"no cluster is named: give cluster.address=http://HEAD:8265 (synergy job: --address), its dashboard's address, "
+            f"or export {ADDRESS}"
         )
     _require_answer(given)
     try:

@@ -64,10 +64,12 @@ validation. The same words and the same image are an overlap; an image alone is 
 def main() -> int:
     """The verb ``data``: its word, then overrides of the config."""
     words = sys.argv[1:]
-    if words[:1] != ["prepare"] or {"-h", "--help"} & set(words):
+    if words and words[0] not in ("prepare", "-h", "--help"):
+        return cli.tell(f"no such verb: data {words[0]}; there is synergy data prepare", 2)
+    if not words or {"-h", "--help"} & set(words):
         checks = "".join(f"  {name:<14}{what}\n" for name, what in problems.CHECKS.items())
         print(HELP.format(layouts=", ".join(SHAPES), checks=checks))
-        return 0 if {"-h", "--help", "prepare"} & set(words) else 2
+        return 0 if words else 2
     sys.argv = [f"{sys.argv[0]} prepare", *words[1:]]
     if not any(word.startswith("recipe=") for word in words):
         sys.argv.insert(1, "recipe=sft")  # which recipe uses the data makes no difference to them

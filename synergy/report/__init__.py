@@ -1,5 +1,10 @@
-"""``python -m synergy.report recipe=<name>``: draws the report of a recipe from its finished stages; of several (``-m``) each
-one's own, and one over all of them. ``python -m synergy.report A B``: finished reports side by side."""
+"""``synergy report``: the report of a recipe from its finished stages, or finished reports side by side.
+
+synergy report recipe=NAME     draws it; of several (-m) each one's own, and one over all of them
+synergy report A B ...         compares: accuracy, length and gain side by side, their differences, and the settings that
+                               differ. A, B: a report's folder, its report.json, or a run directory that holds one report.
+                               The comparison is written beside A
+"""
 
 from __future__ import annotations
 
@@ -32,21 +37,12 @@ def action(tasks: list[Task]) -> None:
         print(f"report over all jobs: {sweep_page.write(found)}")
 
 
-HELP = """synergy report recipe=NAME     draws the report of a recipe from its finished stages (with -m of several)
-synergy report A B ...         compares finished reports: accuracy, length and gain side by side, their differences, and the
-                               settings that differ. A, B: a report's folder, its report.json, or a run directory that
-                               holds one report. The comparison is written beside A
-"""
-
-
 def main() -> int:
     words = sys.argv[1:]
     named = [word for word in words if _is_report(word)]
     if named:
-        return _compare(named, [word for word in words if word not in named])
-    if {"-h", "--help"} & set(words):
-        print(HELP)
-    return cli.with_config(action)
+        return cli.ended(lambda: _compare(named, [word for word in words if word not in named]))
+    return cli.with_config(action, __doc__)
 
 
 def _is_report(word: str) -> bool:
@@ -54,15 +50,9 @@ def _is_report(word: str) -> bool:
     return not word.startswith(("-", "~", "+")) and ("=" not in word or Path(word).exists())
 
 
-def _compare(named: list[str], other: list[str]) -> int:
-    try:
-        if other:
-            raise UserError(
-                f"either reports to compare ({', '.join(named)}) or overrides ({', '.join(other)}), not both"
-            )
-        from synergy.report import compare_page
+def _compare(named: list[str], other: list[str]) -> None:
+    if other:
+        raise UserError(f"either reports to compare ({', '.join(named)}) or overrides ({', '.join(other)}), not both")
+    from synergy.report import compare_page
 
-        print(f"comparison: {compare_page.write(named)}")
-    except UserError as error:
-        return cli.tell(str(error), 2)
-    return 0
+    print(f"comparison: {compare_page.write(named)}")
