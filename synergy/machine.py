@@ -43,8 +43,8 @@ def replace_text(file: Path, text: str) -> None:
 @contextmanager
 def folder_aside(place: Path, what: str, way_out: str = "free space or set run.dir") -> Iterator[Path]:
     """An empty folder beside ``place``, which replaces it at the end of a ``with`` block that raises nothing; else it goes.
-    Raises UserError where it can't be written, with the way out. what: the message's name for it. Errors about other files go on
-    as they are: who fills the folder reads them."""
+    Raises UserError where it can't be written, with the way out. what: the message's name for it. Errors about other files
+    go on as they are: who fills the folder reads them."""
     folder = place.with_name(f".{place.name}-{os.getpid()}")
     try:
         shutil.rmtree(folder, ignore_errors=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from synergy import environments, paths
+from synergy import cli, environments, paths
 
 TRACE = "<think>3</think>\n\\boxed{3}"
 
@@ -160,3 +160,105 @@ def test_the_console_script_lists_its_verbs() -> None:
     done = subprocess.run(argv, capture_output=True, text=True, cwd=paths.PACKAGE.parent)
     assert done.returncode == 2
     assert all(verb in done.stdout for verb in ("run", "plan", "report", "doctor"))
+
+
+@pytest.mark.parametrize(
+    ("told", "verb", "words"),
+    [
+        ("no such verb: data prep; there is synergy data prepare", "data", ["prep"]),
+        ("leave recipe= out", "tag", ["recipe=sft"]),
+        ("--address http://HEAD:8265", "job", ["list", "cluster.address=http://head:8265"]),
+        ("add cluster=ray (a dry run needs no cluster.address)", "submit", ["recipe=sft", "--dry-run=slurm"]),
+        ("is no run directory", "clean", ["recipe=base", "run.dir=/nowhere"]),
+        ("is no folder", "push", ["/nowhere", "repo=ann/d"]),
+        ("RAY_ADDRESS is not set); send it there: synergy submit", "run", ["recipe=rl", "cluster=ray"]),
+    ],
+)
+def test_words_that_a_verb_can_not_take_are_one_message(told: str, verb: str, words: list[str]) -> None:
+    done = call(verb, *words, env={"RAY_ADDRESS": ""})
+    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1, done.stdout + done.stderr
+
+
+def test_a_refused_run_makes_no_run_directory(tmp_path: Path) -> None:
+    refused(tmp_path / "runs", "did you mean learning_rate", "recipe=sft", "+sft.config.learningrate=1e-3")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [
+        ("status", ["{0}/run"]),
+        ("clean", ["{0}/run"]),
+        ("report", ["{0}/run", "{0}/run"]),
+        ("push", ["{0}/run", "repo=ann/d"]),
+        ("plan", ["recipe=base", "run.dir={0}/run"]),
+        ("plan", ["recipe=base", "run.dir={0}/runs", "model.path={0}/model"]),
+        ("data", ["prepare", "run.dir={0}/runs", "data.sources=[{{name: a, path: {0}/rows.jsonl}}]"]),
+    ],
+)
+def test_what_may_not_be_read_is_one_message(tmp_path: Path, verb: str, words: list[str]) -> None:
+    locked = [tmp_path / name for name in ("run", "model", "rows.jsonl")]
+    for folder in locked[:2]:
+        folder.mkdir()
+    locked[2].write_text('{"id": "a", "question": "How many?", "answer": "3"}\n')
+    for place in locked:
+        place.chmod(0)
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+    argv = [
+        *drop,
+        str(environments.locate("verl")),
+        "-m",
+        f"synergy.{verb}",
+        *(word.format(tmp_path) for word in words),
+    ]
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=paths.PACKAGE.parent)
+    for folder in locked[:2]:
+        folder.chmod(0o700)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"synergy: {tmp_path}/") and "Permission denied; see that" in line
+
+
+def test_an_error_of_no_file_keeps_its_traceback() -> None:
+    def act() -> None:
+        raise OSError("what no user can mend")
+
+    with pytest.raises(OSError, match="no user"):
+        cli.ended(act)
+
+
+@pytest.mark.parametrize(
+    ("verb", "told"),
+    [
+        ("submit", "--dry-run=kuberay"),
+        ("tag", "recipe.questions=benchmarks"),
+        ("plan", "does nothing"),
+        ("report", "A B ..."),
+    ],
+)
+def test_help_begins_with_the_verb(verb: str, told: str) -> None:
+    done = call(verb, "--help")
+    assert done.returncode == 0, done.stderr
+    own, general, _ = done.stdout.partition("synergy: which way of combining")
+    assert f"synergy {verb}" in own and told in own and general
+
+
+def test_the_module_is_the_console_script(tmp_path: Path) -> None:
+    done = call("cli", "plan", "recipe=base", f"run.dir={tmp_path / 'new'}")
+    assert done.returncode == 0 and "eval-base" in done.stdout, done.stderr
+    done = call("cli", "fly")
+    assert done.returncode == 2 and "no such verb: fly; verbs: run, submit" in done.stderr
+
+
+def test_the_plan_of_a_model_that_is_not_here_says_what_it_can_not_tell(tmp_path: Path) -> None:
+    words = [
+        "-m",
+        "recipe=sft,rl",
+        "model.path=Nobody/Nothing",
+        f"model.revision={'a' * 40}",
+        f"run.dir={tmp_path / 'new'}",
+    ]
+    done = call("plan", *words, env={"HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 0, done.stderr
+    told = "disk, GPU memory and GPU-hours of sft, rl are not known; download it first: hf download Nobody/Nothing --revision a"
+    assert told in done.stdout

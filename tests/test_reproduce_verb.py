@@ -29,6 +29,8 @@ from synergy.report import specs
         (["table=6", "recipe=sft"], "leave recipe= out"),
         (["table=6", "plan=maybe"], "true shows what would run"),
         (["checkpoints=a", "checkpoints=b"], "takes one file"),
+        (["table="], "table= names nothing"),
+        (["checkpoints="], "checkpoints= names nothing"),
     ],
 )
 def test_words_that_ask_for_nothing_known(words: list[str], message: str) -> None:

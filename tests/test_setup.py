@@ -255,3 +255,8 @@ def test_doctor_prints_and_judges(
     assert doctor.main() == 1
     shown = capsys.readouterr().out
     assert "eval environment" in shown and "free disk" in shown and environments.SETUP in shown
+
+
+def test_doctor_wants_room_for_environments_that_are_not_made(tmp_path: Path) -> None:
+    wanted = [doctor.machine(tmp_path, made)[1].wanted for made in (True, False)]
+    assert wanted == ["2 GB", "7 GB"], "as README says of a fresh clone"

@@ -109,6 +109,10 @@ def test_a_state_that_cannot_be_read_is_no_state(tmp_path: Path, text: str) -> N
 def test_no_run_directory_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run directory"):
         told(tmp_path)
+    (tmp_path / state.FILE).write_text("{")
+    (tmp_path / "ledger.jsonl").write_text("torn")
+    with pytest.raises(UserError, match=r"no line of its state\.json and ledger\.jsonl can be read"):
+        told(tmp_path)
 
 
 def test_a_process_of_the_same_number_is_not_the_driver(tmp_path: Path) -> None:
