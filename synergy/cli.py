@@ -76,7 +76,10 @@ def ended(act: Callable[[], int | None]) -> int:
     try:
         return act() or 0
     except KeyboardInterrupt:
-        return tell("interrupted; nothing runs any more, and the same command continues where this stopped", 130)
+        return tell(
+            "interrupted; nothing that this command started here runs any more, and the same command goes on from there",
+            130,
+        )
     except StageFailed as error:
         return tell(_reason(error), 1)
     except UserError as error:

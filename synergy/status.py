@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from synergy import cli
-from synergy.driver import ledger, manifest, retention, state, store
+from synergy.driver import ledger, manifest, retention, scan, state, store
 from synergy.driver.ledger import Entry
 from synergy.driver.state import StageState, State
 from synergy.errors import UserError
@@ -65,6 +65,7 @@ def _stored(url: str, entries: Mapping[str, Entry]) -> str:
 
 def verify(root: Path, console: Console) -> bool:
     """Whether all finished stages are what was published; tells of each that is not."""
+    scan.forget()
     entries = ledger.read(root / "ledger.jsonl")
     good = True
     there = [entry for entry in entries.values() if not retention.pruned((root / entry.output).parent, entry)]

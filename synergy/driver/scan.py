@@ -42,6 +42,11 @@ def content(data: bytes) -> str:
     return str(blake3(data).hexdigest())
 
 
+def forget() -> None:
+    """Whatever is asked next is read: a file can be changed and its date put back."""
+    _seen.clear()
+
+
 def read(files: Sequence[Path]) -> list[Content]:
     """The content of each file, in order. Raises OSError."""
     with ThreadPoolExecutor(max_workers=THREADS) as pool:
