@@ -7,6 +7,7 @@ overrides of Hydra's own settings.
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,12 +20,12 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from synergy import paths
+from synergy import paths, ranges
 from synergy.config import Config
 from synergy.errors import StageFailed, UserError
 
@@ -58,16 +59,49 @@ class Task:
 def tasks(argv: Sequence[str]) -> list[Task]:
     """The jobs that a command line asks for, in order; none if it asks for something else, which Hydra then has done.
 
-    Raises HydraException or OmegaConfBaseException for what does not compose.
+    Raises UserError, HydraException or OmegaConfBaseException for what does not compose, or has a value that can't be.
     """
     ConfigStore.instance().store(name="schema", node=Config)
     plain = all(word in MANY | ONE or not (word.startswith("-") or "hydra" in word) for word in argv)
-    composed = _compose(argv) if plain else _main()
+    try:
+        composed = _compose(argv) if plain else _main()
+    except HydraException as error:
+        if told := _plainer(error):
+            raise UserError(told) from error
+        raise
     labels = _labels([words for words, _ in composed])
-    return [
+    made = [
         Task(*label, tuple(words), cast(Config, OmegaConf.to_object(cfg)), number, len(composed))
         for number, (label, (words, cfg)) in enumerate(zip(labels, composed, strict=True), 1)
     ]
+    for task in made:
+        with task.telling():
+            ranges.check(task.cfg)
+    return made
+
+
+def _plainer(error: HydraException) -> str | None:
+    """Hydra's word for a key that is not there ("To append to your config use +key") and for a value that its grammar lacks, in
+    terms of this config; None for all else."""
+    key = str(getattr(error.__cause__, "full_key", ""))
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        if value.startswith("~"):
+            return f"{error.override}: Hydra keeps '~' for itself; write {key}=$HOME{value[1:]}"
+        if not value or value[0] in "[{" or set(value) & set("'\"\\$"):
+            return None
+        quoted = f'{key}="{value}"'
+        return f"{error.override}: Hydra reads this value in quotes only; write {shlex.quote(quoted)}"
+    if not isinstance(error.__cause__, ConfigKeyError | ConfigAttributeError):
+        return None
+    if dataclasses.is_dataclass(error.__cause__.object_type) or key.startswith("recipe."):
+        return ranges.unknown(key, [str(name) for name in error.__cause__.parent_node or ()])
+    if key.startswith("rl.verl."):
+        return (
+            f"{key} is not among the recipe's keys of verl; write +{key} for another that verl's YAML has, and "
+            f"+{key.replace('verl', 'verl_add', 1)} for one that verl reads but does not list"
+        )
+    return None
 
 
 def _compose(argv: Sequence[str]) -> list[tuple[list[str], Any]]:

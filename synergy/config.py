@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from synergy.data.problems import CHECKS
+from synergy.ranges import LARGEST_SEED, Range, number
 
 
 @dataclass
@@ -88,19 +89,19 @@ class Data:
     against: list[str] | None = None
     """Benchmark tables (.tsv) or records (.jsonl) that training questions of ``data prepare`` must not overlap with. Null: the
     evaluate.benchmarks that are at hand, in a folder or in the hub's cache; []: none."""
-    workers: int | None = None
+    workers: int | None = number(None, least=1)
     """Processes of ``data prepare``; null: one per processor."""
     train: str = "train.jsonl"
     validation: str | None = "val.jsonl"
     instruction: str = MISSING
     """Appended to every query in SFT, RL and the evaluation of tuned models."""
-    sizes: dict[str, int] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict, metadata={"range": Range(0)})
     """Only for ``lab``: number of records per split."""
-    limit: int | None = None
+    limit: int | None = number(None, least=1)
     """Use only the first so many training records."""
     select: list[Any] = field(default_factory=list)
     """Steps by which training records are chosen and mixed, such as [{level: [2, 3]}, {shuffle: 0}]: synergy/data/select.py."""
-    seed: int = 0
+    seed: int = number(0, least=0, most=LARGEST_SEED)
 
 
 @dataclass
@@ -110,9 +111,9 @@ class Sft:
     choose: str = "last"
     """last: the final weights; best: of a checkpoint per epoch, the one with the lowest loss on the validation split (never on
     a benchmark). The paper reports the best epoch and leaves unstated how it was found. Rounds always hand on their last."""
-    batch: int | None = None
+    batch: int | None = number(None, least=1)
     """Rows of a step over all GPUs, from which accumulation follows; null: as ``config`` says, on one GPU."""
-    gpus: int | None = None
+    gpus: int | None = number(None, least=1)
     """Processes, one per GPU; null: all GPUs of this host."""
     env: dict[str, str] = field(default_factory=dict)
 
@@ -151,21 +152,21 @@ class Merge:
 
 @dataclass
 class Sampling:
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
-    max_tokens: int = MISSING
-    seed: int = 0
+    temperature: float = number(1.0, least=0)
+    top_p: float = number(1.0, least=0, most=1, above=True)
+    top_k: int = number(-1, least=-1)
+    max_tokens: int = number(MISSING, least=1)
+    seed: int = number(0, least=0, most=LARGEST_SEED)
 
 
 @dataclass
 class Sample:
-    n: int = 8
+    n: int = number(8, least=1)
     """Responses per question."""
     sampling: Sampling = field(default_factory=Sampling)
     engine: dict[str, Any] = field(default_factory=dict)
     """Arguments of ``vllm.LLM``."""
-    replicas: int | None = None
+    replicas: int | None = number(None, least=1)
     """Engines side by side; null: one per tensor_parallel_size GPUs."""
     env: dict[str, str] = field(default_factory=dict)
 
@@ -180,10 +181,10 @@ class Judge:
     """As the endpoint calls it. The default is the paper's."""
     key_env: str | None = None
     """Name of the environment variable that holds the key."""
-    workers: int = 16
-    timeout: float = 120.0
+    workers: int = number(16, least=1)
+    timeout: float = number(120.0, least=0, above=True)
     """Seconds for one reply."""
-    retries: int = 3
+    retries: int = number(3, least=0)
 
 
 @dataclass
@@ -191,17 +192,17 @@ class Evaluate:
     benchmarks: list[Benchmark] = field(default_factory=list)
     source: str | None = None
     """Where the ``records`` of benchmarks lie: ``lab`` or a folder. Null: ``data.source``."""
-    runs: int = 4
+    runs: int = number(4, least=1)
     sampling: Sampling = field(default_factory=Sampling)
-    workers: int = 64
+    workers: int = number(64, least=1)
     """Requests in flight, over all servers."""
     server: list[str] = field(default_factory=list)
     """Arguments of vLLM's OpenAI-compatible server."""
-    replicas: int | None = None
+    replicas: int | None = number(None, least=1)
     """Servers side by side; null: one per GPU, or per tensor-parallel-size GPUs."""
-    port: int | None = None
+    port: int | None = number(None, least=1, most=65535)
     """Of the first server, the others have those that follow; null: free ones."""
-    startup_timeout: float = 600.0
+    startup_timeout: float = number(600.0, least=0, above=True)
     judge: Judge = field(default_factory=Judge)
     env: dict[str, str] = field(default_factory=dict)
 
@@ -210,8 +211,8 @@ class Evaluate:
 class Lengths:
     """Response lengths in tokens."""
 
-    rl: int = MISSING
-    rl_after_sft: int = MISSING
+    rl: int = number(MISSING, least=1)
+    rl_after_sft: int = number(MISSING, least=1)
     """The paper gives RL more room when it starts from an SFT model."""
 
 
@@ -219,9 +220,9 @@ class Lengths:
 class Budget:
     """What one pass of plain RL is; recipes with rounds split it."""
 
-    rl_epochs: int = MISSING
+    rl_epochs: int = number(MISSING, least=1)
     """Times that plain RL sees every training question."""
-    rl_steps: int | None = None
+    rl_steps: int | None = number(None, least=1)
     """Optimizer steps instead of epochs; null: by ``rl_epochs``."""
 
 
@@ -243,11 +244,11 @@ class Run:
     store: str | None = None
     """URL of a store of finished stages for machines that share no folder, such as s3://BUCKET/PREFIX (S3: AWS_ENDPOINT_URL and
     the keys of AWS are read from the environment), file:///SHARED/FOLDER, or another of fsspec's (synergy/driver/store.py)."""
-    stall_minutes: float = 30.0
+    stall_minutes: float = number(30.0, least=0, above=True)
     """A framework that says nothing for so long is stopped."""
-    stage_hours: float | None = None
+    stage_hours: float | None = number(None, least=0, above=True)
     """A stage that takes longer is stopped; the same command continues it. Null: as long as it takes."""
-    retries: int = 1
+    retries: int = number(1, least=0)
     """More attempts, each from the last checkpoint, after a failure that may pass: network, a port in use, a lost GPU."""
     keep_going: bool = False
     """In a sweep, go on with the other jobs when one fails; it is told at once and at the end, and by the exit code."""
@@ -280,15 +281,15 @@ class Cluster:
     """Folder there against which relative paths count; null: where this one is."""
     env: dict[str, str] = field(default_factory=dict)
     """More of the job's environment. Everybody who may read the cluster's jobs sees it."""
-    nodes: int | None = None
+    nodes: int | None = number(None, least=1)
     """Over how many nodes SFT and RL are spread; null: ``rl.verl.trainer.nnodes``."""
-    gpus: int | None = None
+    gpus: int | None = number(None, least=0)
     """GPUs of each of these nodes, and of the node that samples or evaluates; null: ``rl.verl.trainer.n_gpus_per_node``."""
-    cpus: float = 1.0
+    cpus: float = number(1.0, least=0)
     """Processors of each node that a stage claims; RL three for each GPU at least, as verl does."""
-    memory_gb: float | None = None
+    memory_gb: float | None = number(None, least=0)
     """Memory of each node that a stage claims, into which what RL sends there must fit; null: not asked for."""
-    gpu_memory_gb: float | None = None
+    gpu_memory_gb: float | None = number(None, least=0)
     """Memory of each GPU there, by which recipes/rl/paper chooses how the model is spread; null: not known."""
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     """Name or kind of a stage -> its own nodes, gpus, cpus, memory_gb, gpu_memory_gb, as in +cluster.stages.evaluate.gpus=1:
@@ -301,14 +302,14 @@ class Cluster:
     """Where the claim is mounted; run.dir, data and model lie below."""
     late: bool = False
     """Nodes may join after the job was sent: what is lacking then is told, not refused."""
-    wait_minutes: float = 10.0
+    wait_minutes: float = number(10.0, least=0)
     """How long a stage waits for nodes that are not there (yet, or any more)."""
 
 
 @dataclass
 class Config:
     recipe: Any = MISSING
-    seed: int = 0
+    seed: int = number(0, least=0, most=LARGEST_SEED)
     """Of training: data order, SFT, rollouts. The data themselves have ``data.seed``."""
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)

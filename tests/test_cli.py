@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from synergy import cli, environments, paths
+from synergy import cli, compose, environments, paths
+from synergy.errors import UserError
 
 TRACE = "<think>3</think>\n\\boxed{3}"
 
@@ -41,8 +43,8 @@ def refused(root: Path, told: str, *words: str, env: dict[str, str] | None = Non
         ("Could not find 'recipe/progresive'", ["recipe=progresive"]),
         ("You must specify 'recipe'", []),
         ("Could not find 'scale/huge'", ["recipe=sft", "scale=huge"]),
-        ("Key 'confg' not in 'Sft'", ["recipe=sft", "sft.confg.learning_rate=1"]),
-        ("Key 'round' is not in struct", ["recipe=progressive", "recipe.round=3"]),
+        ("sft.confg: there is no such key; did you mean sft.config?", ["recipe=sft", "sft.confg.learning_rate=1"]),
+        ("did you mean recipe.rounds?", ["recipe=progressive", "recipe.round=3"]),
         ("could not be converted to Float", ["recipe=sft", "run.stall_minutes=long"]),
         ("did you mean learning_rate", ["recipe=sft", "+sft.config.learningrate=1e-3"]),
         ("no template of LLaMA-Factory", ["recipe=sft", "model.template=qwen2_lv"]),
@@ -53,10 +55,77 @@ def refused(root: Path, told: str, *words: str, env: dict[str, str] | None = Non
         ("no Python at", ["recipe=base", "frameworks.vlmevalkit=/nowhere/python"]),
         ("data.train=s1_1.jsonl: the lab's digits", ["recipe=ablation/sft_s1_1"]),
         ("data.source=/nowhere", ["recipe=sft", "data.source=/nowhere"]),
+        ("rl.module=nope.nope:", ["recipe=rl", "rl.module=nope.nope"]),
+        ("rl.module=verl.nope:", ["recipe=rl", "rl.module=verl.nope"]),
+        ("reads it all the same: +rl.verl_add.trainer.sav_freq", ["recipe=rl", "+rl.verl.trainer.sav_freq=1"]),
+        ("job 2 of 2 (rl seed=-1): seed=-1: a number from 0", ["-m", "recipe=rl", "seed=0,-1"]),
     ],
 )
 def test_bad_input_is_one_message(tmp_path: Path, told: str, words: list[str]) -> None:
     refused(tmp_path, told, *words)
+
+
+IMPOSSIBLE = """
+    sft.config.num_train_epochs=null sft.config.num_train_epochs=abc sft.config.num_train_epochs=0
+    sft.config.save_total_limit=abc +sft.config.warmup_steps=null +sft.config.max_steps=1.5
+    sft.config.warmup_ratio=2 sft.config.learning_rate=true sft.config.cutoff_len=null
+    rl.verl.trainer.save_freq=null rl.verl.trainer.n_gpus_per_node=null rl.verl.trainer=null
+    rl.verl.trainer.max_actor_ckpt_to_keep=abc rl.verl.trainer.nnodes=0 rl.verl.trainer.v1=abc rl.verl.data=null
+    rl.verl.data=abc rl.verl.data.train_batch_size=0 rl.verl.data.train_batch_size=null
+    rl.verl.data.train_batch_size=abc rl.verl.algorithm=null rl.verl.actor_rollout_ref=abc
+    rl.verl.actor_rollout_ref.actor=abc rl.verl.critic.optim=abc rl.verl.actor_rollout_ref.actor.optim=abc
+    +rl.verl.actor_rollout_ref.actor.policy_loss=abc
+    rl.verl.actor_rollout_ref.actor.checkpoint.save_contents=null rl.verl_add.reward=null
+    rl.verl.ray_kwargs.ray_init=null rl.verl_add.critic.ppo_infer_max_token_len_per_gpu=null evaluate.runs=0
+    evaluate.runs=-1 evaluate.workers=0 evaluate.replicas=-2 evaluate.port=70000
+    evaluate.sampling.temperature=-1.0 evaluate.sampling.top_p=3.0 evaluate.sampling.max_tokens=0
+    evaluate.sampling.top_p=nan lengths.rl=-5 budget.rl_epochs=0 budget.rl_steps=-3 budget.rl_steps=0 sample.n=0
+    sft.gpus=-1 data.sizes.train=-5 data.limit=-1 run.stall_minutes=-1.0 run.stage_hours=0.0 run.retries=-1
+    seed=-1 seed=99999999999999999999 cluster.nodes=0 cluster.wait_minutes=-3.0 cluster.cpus=-3.0
+    run.dir=s3://bucket/runs run.dir=
+"""
+
+
+@pytest.mark.parametrize("word", IMPOSSIBLE.split())
+def test_a_value_that_cannot_be_is_told_with_its_key(word: str) -> None:
+    with pytest.raises(UserError, match=rf"^{re.escape(word.lstrip('+'))}: .* (is wanted|belongs to run\.store)$"):
+        compose.tasks(["recipe=two_stage", word])
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("~sft.config.learning_rate", r"^sft\.config\.learning_rate is missing"),
+        ("~rl.verl.data", r"^rl\.verl\.data\.train_batch_size is missing"),
+        ("+data.sorce=/nope", r"^data\.sorce: there is no such key; did you mean data\.source"),
+        ("data.sorce=/nope", r"^data\.sorce: there is no such key; did you mean data\.source"),
+        ("+sed=1", r"^sed: .*did you mean seed\?"),
+        ("+evaluate.run=8", r"^evaluate\.run: .*did you mean evaluate\.runs\?"),
+        (
+            "+evaluate.benchmarks.0.kid=open",
+            r"^evaluate\.benchmarks\.0\.kid: .*did you mean evaluate\.benchmarks\.0\.kind",
+        ),
+        ("rl.verl.algorithm.adv=gae", r"write \+rl\.verl\.algorithm\.adv .*\+rl\.verl_add\.algorithm\.adv "),
+        ("data.source=~/x", r"write data\.source=\$HOME/x$"),
+        ("data.source=/tmp/dätä", """write 'data.source="/tmp/dätä"'$"""),
+        ("run.dir=/tmp/a=b", """write 'run.dir="/tmp/a=b"'$"""),
+    ],
+)
+def test_a_key_or_word_that_hydra_cannot_take_is_told_with_the_way_out(word: str, told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        compose.tasks(["recipe=two_stage", word])
+
+
+def test_what_the_frameworks_leave_open_stays_open() -> None:
+    words = (
+        "sft.config.warmup_ratio=null",
+        "+sft.config.adam_beta1=0.8",
+        "+rl.verl.algorithm.gamma=1.0",
+        "+rl.env.A=b",
+    )
+    assert compose.tasks(
+        ["recipe=two_stage", *words, "+cluster.stages.evaluate.gpus=1", "rl.verl.trainer.save_freq=-1"]
+    )
 
 
 @pytest.fixture

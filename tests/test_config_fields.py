@@ -157,6 +157,21 @@ def fields(schema: type, at: str = "") -> set[str]:
     return found
 
 
+def test_every_number_has_its_range() -> None:
+    def bare(schema: Any, at: str) -> list[str]:
+        found = []
+        for item in dataclasses.fields(schema):
+            kind = typing.get_type_hints(schema)[item.name]
+            parts = {kind, *typing.get_args(kind)}
+            found += [
+                name for part in parts if dataclasses.is_dataclass(part) for name in bare(part, f"{at}{item.name}.")
+            ]
+            found += [at + item.name] * bool({int, float} & parts and "range" not in item.metadata)
+        return found
+
+    assert bare(Config, "") == []
+
+
 composed = functools.cache(config)
 
 

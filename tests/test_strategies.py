@@ -157,6 +157,26 @@ def test_ablations_change_what_they_name_and_nothing_else() -> None:
         ("interleaved", ["recipe.rounds=19"], r"budget\.rl_steps=18"),
         ("progressive", ["recipe.rounds=19"], r"budget\.rl_steps=18"),
         ("data_mixing", ["recipe.epochs=0"], "epoch"),
+        ("progressive", ["recipe.rounds=two"], r"^recipe\.rounds .*'two'"),
+        ("model_merging", ["recipe.ratios=0.5"], r"^recipe\.ratios "),
+        ("progressive", ["recipe.sft_weight=-1"], r"^recipe\.sft_weight=-1"),
+        ("progressive", ["recipe.prefix_rollouts=-1"], r"^recipe\.prefix_rollouts=-1"),
+        ("tag", ["recipe.seed=-1"], r"^recipe\.seed=-1"),
+        ("interleaved", ["recipe.sft_buffer=64"], r"recipe\.sft_buffer=64 needs recipe\.granularity=step"),
+        ("interleaved", ["recipe.pass_rate=0.5"], r"recipe\.pass_rate=0\.5 needs recipe\.granularity=step"),
+        ("interleaved", ["recipe.trace_counts=one"], r"recipe\.trace_counts=one needs recipe\.granularity=step"),
+        ("progressive", ["recipe.baseline=alike"], r"recipe\.baseline=alike needs recipe\.granularity=step"),
+        *(
+            (
+                recipe,
+                ["recipe.granularity=step", "recipe.rounds=4"],
+                r"recipe\.rounds=4 needs recipe\.granularity=round",
+            )
+            for recipe in ("interleaved", "progressive")
+        ),
+        ("interleaved", ["recipe.granularity=step", "recipe.sft_epochs=2"], r"recipe\.sft_epochs=2\.0 needs"),
+        ("interleaved", ["recipe.granularity=step", "recipe.sample_first=false"], r"recipe\.sample_first=False needs"),
+        ("base", ["evaluate.benchmarks.0.kind=chioce"], r"kind=chioce is one of open, .*did you mean choice\?"),
     ],
 )
 def test_knobs_that_cannot_work_are_refused_before_anything_runs(recipe: str, overrides: list[str], told: str) -> None:

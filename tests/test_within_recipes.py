@@ -112,7 +112,7 @@ def test_plain_rl_keeps_its_key_and_each_knob_makes_another() -> None:
         ("interleaved", ["recipe.sft_buffer=-1"], r"sft_buffer=-1"),
         ("interleaved", ["recipe.pass_rate=1"], r"pass_rate=1"),
         ("interleaved", ["recipe.trace_counts=two"], r"trace_counts='two'"),
-        ("interleaved", ["recipe.sft_weight=0"], r"recipe=rl"),
+        ("interleaved", ["recipe.sft_weight=0"], r"sft_weight=0\.0: a number above 0"),
         ("progressive", ["recipe.baseline=none"], r"baseline='none'"),
         ("progressive", ["recipe.granularity=epoch"], r"granularity='epoch' is one of round, step"),
     ],

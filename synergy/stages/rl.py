@@ -10,6 +10,8 @@ import contextlib
 import fnmatch
 import json
 import math
+import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -77,6 +79,16 @@ RUNTIME_KEYS = (
     "critic.fsdp.*_offload",
 )
 """verl keys (shell patterns) that don't change the result."""
+FIND = """import sys
+from importlib.machinery import PathFinder
+from importlib.util import find_spec
+at, *rest = sys.argv[1].split(".")
+spec = at and find_spec(at)
+for name in rest:
+    at += "." + name
+    spec = spec and PathFinder.find_spec(at, spec.submodule_search_locations or [])
+sys.exit(not spec)"""
+"""Exit code 0 if there is a module of that name."""
 TRACKER = "latest_checkpointed_iteration.txt"
 KEPT = 2
 """Native checkpoints that a restart leaves: the one to go on from, and the one before, should that be damaged."""
@@ -140,7 +152,16 @@ def check(stage: Stage, pythons: Mapping[str, str]) -> None:
         raise UserError(f"rl.verl.{native[0]}: bring a reward function by reward.path and reward.name instead")
     program = str(paths.ROOT / "launch" / "plugins" / "verl_config.py")
     _compose((pythons["verl"], program, *overrides(stage.settings), override(REWARD, _reward(stage.settings))))
+    _find(pythons["verl"], stage.settings["module"], tuple(_env(stage.settings).items()))
     own_reward.check(stage.settings, pythons["verl"])
+
+
+@cache
+def _find(python: str, module: str, env: tuple[tuple[str, str], ...]) -> None:
+    """Raises UserError for a module that is not there; imports nothing."""
+    argv = [python, "-c", FIND, module]
+    if subprocess.run(argv, env={**os.environ, **dict(env)}, cwd="/", stdin=subprocess.DEVNULL).returncode:
+        raise UserError(f"rl.module={module}: {python} finds no such module; the usual one is verl.trainer.main_ppo")
 
 
 def _reward(settings: Mapping[str, Any]) -> str:
@@ -153,6 +174,9 @@ def _compose(argv: tuple[str, ...]) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode != 0:
         told = " ".join(line.strip() for line in done.stderr.splitlines()[:3])
+        told = re.sub(
+            r"To append to your config use \+([^=\s]+)\S*", r"If verl reads it all the same: +rl.verl_add.\1", told
+        )
         raise UserError(f"verl refuses the rl config: {told}; see recipes/rl and the rl.* overrides")
 
 

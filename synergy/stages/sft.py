@@ -148,7 +148,7 @@ def native(job: Job) -> dict[str, Any]:
         "seed": settings["seed"],
         "data_seed": settings["seed"],
     }
-    if sft_length.steps(settings, rows(job)) * schedule.rounds(settings) * config.get("warmup_ratio", 0) < 1:
+    if sft_length.steps(settings, rows(job)) * schedule.rounds(settings) * (config.get("warmup_ratio") or 0) < 1:
         config["warmup_ratio"] = 0.0  # rounded up to a whole step, which trains nothing: its learning rate is 0
     if settings["choose"] == "best":
         config |= {"eval_strategy": "epoch", "save_strategy": "epoch", "save_total_limit": None}

@@ -33,8 +33,6 @@ def settings(
     every: each question's trace is a row beside its rollouts; buffer: traces that wait for SFT, 0: none. Raises UserError for
     values, and for keys of verl's, that can't hold."""
     _check(verl)
-    if not 0 < sft_weight < 1e5:
-        raise UserError(f"recipe.sft_weight={sft_weight}: a weight above 0 is wanted; without SFT it is recipe=rl")
     if baseline not in BASELINES:
         raise UserError(f"recipe.baseline={baseline!r} is one of {', '.join(BASELINES)}")
     if not 0 <= pass_rate < 1:

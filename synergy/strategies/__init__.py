@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from synergy import ranges
 from synergy.cluster import needs
 from synergy.config import Config
 from synergy.errors import UserError
@@ -42,10 +44,15 @@ def stages(cfg: Config) -> list[Stage]:
 
 
 def _knobs(schema: type, given: Mapping[str, Any], name: str) -> Any:
+    known = [item.name for item in fields(schema)]
+    if strange := [key for key in given if key not in known]:
+        raise UserError(f"recipe={name}: {ranges.unknown(f'recipe.{strange[0]}', known)}")
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(given)))
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), dict(given)))
     except OmegaConfBaseException as error:
-        raise UserError(f"recipe ({name}): {str(error).splitlines()[0]}") from error
+        raise UserError(f"recipe.{error.full_key} ({name}): {str(error).splitlines()[0]}") from error
+    ranges.ours(made, "recipe.")
+    return made
 
 
 def _check_order(planned: list[Stage], outside: set[str]) -> None:

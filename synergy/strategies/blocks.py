@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -21,7 +22,8 @@ SOURCE = "source"
 BENCHMARK_SOURCE = "benchmark-source"
 """Name of the external input that holds the records of benchmarks, if it is a folder other than the data source."""
 
-
+KINDS = ("open", "choice", *LAYOUTS)
+"""Of benchmarks."""
 CHECKPOINTS = "checkpoints"
 """The strategy that evaluates given models and trains none."""
 
@@ -108,6 +110,9 @@ def _benchmark(bench: Benchmark, levelled: bool) -> dict[str, Any]:
         raise UserError(
             f"benchmark {bench.name}: give one of records and tagged; it has {bench.records}, {bench.tagged}"
         )
+    if bench.kind not in KINDS:
+        near = [f"did you mean {one}?" for one in difflib.get_close_matches(bench.kind, KINDS, n=1)]
+        raise UserError("; ".join([f"benchmark {bench.name}: kind={bench.kind} is one of {', '.join(KINDS)}", *near]))
     if bench.records:
         return {"name": bench.name, "records": bench.records, "kind": bench.kind, **levels}
     if bench.kind not in LAYOUTS:

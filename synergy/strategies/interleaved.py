@@ -13,8 +13,9 @@ Ablation (``sft_on: all``): SFT sees the traces of all questions, of the round o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from synergy import ranges
 from synergy.config import Config
 from synergy.errors import UserError
 from synergy.stages import Stage
@@ -27,14 +28,14 @@ TRACE_COUNTS = ("rollouts", "one")
 @dataclass(frozen=True)
 class Knobs:
     granularity: str = "round"
-    rounds: int = 3
+    rounds: int = field(default=3, metadata=within_step.ROUND)
     sft_on: str = "zero_pass"
-    sft_weight: float = 1.0
-    sft_epochs: float = 1.0
-    sample_first: bool = False
-    pass_rate: float = 0.0
-    trace_counts: str = "rollouts"
-    sft_buffer: int = 0
+    sft_weight: float = ranges.number(1.0, least=0, most=1e5, above=True)
+    sft_epochs: float = field(default=1.0, metadata=within_step.ROUND)
+    sample_first: bool = field(default=True, metadata=within_step.ROUND)
+    pass_rate: float = field(default=0.0, metadata=within_step.STEP)
+    trace_counts: str = field(default="rollouts", metadata=within_step.STEP)
+    sft_buffer: int = field(default=0, metadata=within_step.STEP)
 
 
 def _within_step(cfg: Config, knobs: Knobs) -> list[Stage]:
@@ -74,7 +75,7 @@ def _check_sft_on(knobs: Knobs) -> None:
 
 
 def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
-    if within_step.wanted(knobs.granularity):
+    if within_step.wanted(knobs):
         return _within_step(cfg, knobs)
     if knobs.rounds < 1:
         raise UserError(f"recipe.rounds={knobs.rounds}: interleaved needs a round or more")

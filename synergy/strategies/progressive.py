@@ -13,8 +13,9 @@ Optimizer states start anew at every switch; the learning rates go on, as SFT ha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from synergy import ranges
 from synergy.config import Config
 from synergy.data.shares import SCHEDULES, prefix_share
 from synergy.errors import UserError
@@ -27,12 +28,12 @@ UNITS = ("tokens", "sentences")
 @dataclass(frozen=True)
 class Knobs:
     granularity: str = "round"
-    rounds: int = 3
+    rounds: int = field(default=3, metadata=within_step.ROUND)
     schedule: str = "linear"
-    sft_weight: float = 0.2
+    sft_weight: float = ranges.number(0.2, least=0, most=1e5, above=True)
     prefix_unit: str = "tokens"
-    prefix_rollouts: int | None = None
-    baseline: str = "group"
+    prefix_rollouts: int | None = ranges.number(None, least=0)
+    baseline: str = field(default="group", metadata=within_step.STEP)
 
 
 def _counted(cfg: Config) -> list[Stage]:
@@ -69,7 +70,7 @@ def _within_step(cfg: Config, knobs: Knobs) -> list[Stage]:
 def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
     if knobs.schedule not in SCHEDULES or knobs.prefix_unit not in UNITS:
         raise UserError(f"recipe.schedule is one of {SCHEDULES}, recipe.prefix_unit one of {UNITS}")
-    if within_step.wanted(knobs.granularity):
+    if within_step.wanted(knobs):
         return _within_step(cfg, knobs)
     if knobs.rounds < 2:
         raise UserError(f"recipe.rounds={knobs.rounds}: progressive needs two rounds or more; one round is recipe=rl")

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from synergy.config import Config
 from synergy.data.records import LEVEL_RUNS
 from synergy.errors import UserError
+from synergy.ranges import LARGEST_SEED, number
 from synergy.stages import Stage
 from synergy.strategies import blocks
 
@@ -23,7 +24,7 @@ QUESTIONS = ("train", "benchmarks")
 class Knobs:
     questions: str = "train"
     instructed: bool = False
-    seed: int = 1000
+    seed: int = number(1000, least=0, most=LARGEST_SEED)
 
 
 def stages(cfg: Config, knobs: Knobs) -> list[Stage]:

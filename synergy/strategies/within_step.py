@@ -4,6 +4,7 @@ them (docs/within_step.md has the equation). One optimizer, one schedule, no swi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from synergy.config import Config
@@ -12,13 +13,22 @@ from synergy.stages import Stage, within_step
 from synergy.strategies import blocks
 
 GRANULARITIES = ("round", "step")
+ROUND, STEP = ({"only": name} for name in GRANULARITIES)
+"""Metadata of a knob that counts in that granularity alone."""
 
 
-def wanted(granularity: str) -> bool:
-    """Whether the recipe mixes within steps. Raises UserError for another granularity."""
-    if granularity not in GRANULARITIES:
-        raise UserError(f"recipe.granularity={granularity!r} is one of {', '.join(GRANULARITIES)}")
-    return granularity == "step"
+def wanted(knobs: Any) -> bool:
+    """Whether the recipe mixes within steps. Raises UserError for another granularity, and for a knob that has another value
+    than its default without an effect in this one."""
+    if knobs.granularity not in GRANULARITIES:
+        raise UserError(f"recipe.granularity={knobs.granularity!r} is one of {', '.join(GRANULARITIES)}")
+    for item in fields(knobs):
+        only, value = item.metadata.get("only", knobs.granularity), getattr(knobs, item.name)
+        if only != knobs.granularity and value != item.default:
+            raise UserError(
+                f"recipe.{item.name}={value} needs recipe.granularity={only}; at {knobs.granularity} it does nothing"
+            )
+    return bool(knobs.granularity == "step")
 
 
 def data(
