@@ -261,6 +261,8 @@ def test_a_warm_up_is_counted_in_steps_of_the_whole_schedule(tmp_path: Path) -> 
     stage = plan("interleaved", "sft.config.per_device_train_batch_size=4", "sft.config.warmup_ratio=0.1")["sft-1"]
     assert sft.native(job(tmp_path, stage, "part"))["warmup_ratio"] == 0.1
     assert sft.native(job(tmp_path, with_settings(stage, schedule_part=None), "whole"))["warmup_ratio"] == 0.0
+    without = plan("interleaved", "sft.config.warmup_ratio=null")["sft-1"]  # LLaMA-Factory's own default
+    assert not sft.native(job(tmp_path, without, "null"))["warmup_ratio"]
 
 
 def test_only_a_part_loads_the_plug_in_for_verl(tmp_path: Path) -> None:
