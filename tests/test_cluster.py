@@ -199,7 +199,7 @@ def test_one_look_at_the_cluster_serves_all_that_wait(tmp_path: Path) -> None:
     assert room.claim(stages_) == stages_[:3] and len(asked) == 1
 
 
-def test_only_a_node_with_living_actors_of_the_stage_is_missed(tmp_path: Path) -> None:
+def test_only_a_node_with_actors_of_the_stage_is_missed(tmp_path: Path) -> None:
     living, used = {"a", "b", "c"}, {"mine": {"a"}, "other": {"b"}}
 
     def there() -> list[Node]:
@@ -215,9 +215,10 @@ def test_only_a_node_with_living_actors_of_the_stage_is_missed(tmp_path: Path) -
     assert lost() is None
     living.discard("b")
     assert lost() is None, "another job's"
+    used["mine"] = {"c"}  # Ray may tell the death of an actor before that of its node
+    assert lost() is None
     living.discard("a")
     assert lost() == "node a"
-    used["mine"] = {"c"}
     assert lost() is None
 
 

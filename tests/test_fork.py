@@ -76,6 +76,7 @@ def test_runs_code_scripts_and_modules_as_python_does(python: str, tmp_path: Pat
         [python, "-c", "import sys; sys.exit('no: ' + sys.argv[1])", "a b"], capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (1, "no: a b\n")
+    assert subprocess.run([python, "-c", "import sys; sys.exit(-1)"]).returncode == 255
     done = subprocess.run([python, "-c", "1/0"], capture_output=True, text=True)
     assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
     assert subprocess.run([python, "--version"], capture_output=True, text=True).stdout.startswith("Python 3")

@@ -257,7 +257,7 @@ def _become(files: list[int], request: dict[str, Any]) -> NoReturn:
     try:
         _run(request["arguments"])
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        code = end.code % 256 if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
             print(end.code, file=sys.stderr)
     except BaseException as error:

@@ -47,7 +47,7 @@ def used(namespace: str) -> set[str]:
 
 @dataclass
 class Claim:
-    """Of a running stage. used: id and name of the nodes that had living actors at the last look; looked: when that was."""
+    """Of a running stage. used: id and name of the nodes that live and had actors of it; looked: when that was seen."""
 
     need: Need
     used: dict[str, str] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Room:
             except Exception:  # the cluster is busy with the loss; Ray's errors for this have no common class
                 return None
             found = next((name for mark, name in claim.used.items() if mark not in names), None)
-            claim.used = {mark: name for mark, name in names.items() if mark in used}
+            claim.used = {mark: name for mark, name in names.items() if mark in used or mark in claim.used}
             return found
 
     def _listed(self) -> str:

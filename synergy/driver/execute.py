@@ -281,8 +281,8 @@ def _run_command(
 
     def tick() -> None:
         held.still()
-        # The others are told by ray_nodes.
-        if kind is stages.kind("rl") and held.room and (lost := held.room.lost(step.stage, attach.namespace(job))):
+        room = held.room if step.stage.kind == "rl" else None  # of the others ray_nodes tells
+        if room and (lost := room.lost(step.stage, attach.namespace(job))):
             raise Passing(f"stage {step.stage.name} (rl) [machine]: a Ray node was lost: {lost}.")
         last[0] = kind.progress(job)
         watch.tick(step, last[0])
