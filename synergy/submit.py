@@ -19,7 +19,7 @@ from synergy import cli, environments, paths, stages, strategies
 from synergy.cluster import jobs, lacks, manifests, needs
 from synergy.compose import Task
 from synergy.config import Config
-from synergy.driver import private
+from synergy.driver import externals, private
 from synergy.errors import UserError
 
 DRY = "--dry-run"
@@ -75,6 +75,8 @@ def _check(tasks: Sequence[Task]) -> list[needs.Need]:
     for task in tasks:
         with task.telling():
             private.check(task.cfg)
+            if not task.cfg.cluster.workdir:  # else a name may be of a folder there
+                externals.require_named(task.cfg)
             found += [need for stage in strategies.stages(task.cfg) if (need := needs.of(stage)) is not None]
     return found
 

@@ -379,9 +379,18 @@ def test_the_rayjob_is_what_its_crd_asks_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "told"), [("kuberay", "needs cluster.image=NAME"), ("pbs", "is one of slurm, kuberay")]
-)
-def test_a_dry_run_that_lacks_something_says_what(form: str, told: str) -> None:
-    argv = [sys.executable, "-m", "synergy.submit", f"--dry-run={form}", "recipe=sft", "cluster=ray"]
+    ("form", "told", "words"),
+    [
+        ("kuberay", "needs cluster.image=NAME", []),
+        ("pbs", "is one of slurm, kuberay", []),
+        ("slurm", "data.source is not set", ["scale=qwen2_5_vl_3b"]),
+        ("slurm", "is a hub name: set model.revision", ["scale=qwen2_5_vl_3b", "data.source=/data"]),
+        ("slurm", "benchmark MathVision: tagged=",
+         ["scale=qwen2_5_vl_3b", "data.source=/data", f"model.revision={'a' * 40}"]),
+    ],
+)  # fmt: skip
+def test_a_dry_run_that_lacks_something_says_what(form: str, told: str, words: list[str]) -> None:
+    """Before hours in a queue."""
+    argv = [sys.executable, "-m", "synergy.submit", f"--dry-run={form}", "recipe=sft", "cluster=ray", *words]
     done = subprocess.run(argv, capture_output=True, text=True, cwd=paths.PACKAGE.parent)
     assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr

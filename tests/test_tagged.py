@@ -227,7 +227,7 @@ def test_identity_of_records_stays_and_that_of_tagged_is_their_digest(tmp_path: 
         ({"name": "T", "kind": "mmstar", "tagged": "a/b"}, "T: tagged=a/b is a hub name: set its revision"),
         (
             {"name": "T", "kind": "mmstar", "tagged": "a/b", "revision": "main"},
-            "set its revision to its 40-digit commit",
+            r"set its revision \(evaluate.benchmarks.N.revision\) to its 40-digit commit",
         ),
         ({"name": "T", "kind": "mmstar", "tagged": "/no/where"}, "T: tagged=/no/where is no folder"),
     ],

@@ -54,6 +54,17 @@ def resolve(
     return found
 
 
+def require_named(cfg: Config) -> None:
+    """What can be told of them on a machine that has none. Raises UserError where there is no data source, and for a hub name
+    without commit."""
+    _require_source(cfg)
+    given = [(cfg.model.path, cfg.model.revision, MODEL)]
+    given += [(bench.tagged, bench.revision, _benchmark(bench)) for bench in cfg.evaluate.benchmarks if bench.tagged]
+    for name, revision, wanted in given:
+        if HUB_NAME.fullmatch(name) and not Path(name).expanduser().is_dir():
+            _commit(name, revision, wanted)
+
+
 def _levels(bench: Benchmark, name: str, cache: Path | None) -> External:
     file = Path(name).expanduser()
     if not file.is_file():
@@ -73,11 +84,15 @@ def _check_lab(cfg: Config) -> None:
             )
 
 
-def _source(cfg: Config, cache: Path | None) -> External:
+def _require_source(cfg: Config) -> str:
     if cfg.data.source is None:
         made = "; synergy data prepare makes that folder from data.sources" if cfg.data.sources else ""
         raise UserError(f"data.source is not set: give the folder of the JSONL files, or 'lab'{made}")
-    found = _folder("data.source", cfg.data.source, cache)
+    return cfg.data.source
+
+
+def _source(cfg: Config, cache: Path | None) -> External:
+    found = _folder("data.source", _require_source(cfg), cache)
     trains = cfg.recipe.get("strategy") != blocks.CHECKPOINTS
     for name in filter(None, (cfg.data.train, cfg.data.validation) if trains else ()):
         if not os.access(found.path / name, os.R_OK):
@@ -116,8 +131,7 @@ def tagged(bench: Benchmark, name: str, cache: Path | None, fetch: bool) -> Exte
         return External(folder.resolve(), identity.digest(folder, cache))
     if not HUB_NAME.fullmatch(name):
         raise UserError(f"benchmark {bench.name}: tagged={name} is no folder, and not a hub name (owner/name)")
-    wanted = Wanted(f"benchmark {bench.name}: tagged", "its revision", "dataset", ("*.parquet",))
-    return _hub(name, bench.revision, fetch, wanted)
+    return _hub(name, bench.revision, fetch, _benchmark(bench))
 
 
 def data_set(name: str, revision: str | None, setting: str) -> Path:
@@ -144,12 +158,25 @@ class Wanted:
     files: tuple[str, ...] = ()
 
 
-def _hub(name: str, revision: str | None, fetch: bool, wanted: Wanted) -> External:
+MODEL = Wanted("model.path", "model.revision", "model")
+
+
+def _benchmark(bench: Benchmark) -> Wanted:
+    commit = "its revision (evaluate.benchmarks.N.revision)"
+    return Wanted(f"benchmark {bench.name}: tagged", commit, "dataset", ("*.parquet",))
+
+
+def _commit(name: str, revision: str | None, wanted: Wanted) -> str:
     if not revision or not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise UserError(
             f"{wanted.setting}={name} is a hub name: set {wanted.commit} to its 40-digit commit, a branch can move; or give "
             "a local folder"
         )
+    return revision
+
+
+def _hub(name: str, revision: str | None, fetch: bool, wanted: Wanted) -> External:
+    revision = _commit(name, revision, wanted)
     digest = identity.sha(f"hub:{'' if wanted.kind == 'model' else wanted.kind + 's/'}{name}@{revision}")
     try:
         from huggingface_hub import constants, snapshot_download
