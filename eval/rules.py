@@ -79,7 +79,7 @@ def _any(response: str, right: list[str], offered: Mapping[str, str] | None) -> 
 
 def _mere_words(found: Verdict, offered: Mapping[str, str] | None) -> bool:
     """A short response to a question with choices that is none of them: "I choose B" is no answer as it stands."""
-    return bool(offered) and found.rule.startswith("bare") and found.answer not in (offered or {})
+    return bool(offered) and found.rule.startswith(("bare", "phrase")) and found.answer not in (offered or {})
 
 
 def _last_words(response: str, offered: Mapping[str, str]) -> str | None:

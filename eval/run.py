@@ -40,7 +40,9 @@ def collect(state: Any) -> list[dict[str, Any]]:
                 raise AskError(
                     f"VLMEvalKit left no scores of {bench.name}, run {run}; its log is in {kit.kit_dir(spec)}"
                 )
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8").split("\n"):
+                if not line:
+                    continue
                 verdict = json.loads(line)
                 answer = answers[bench.name, run, verdict["index"]]
                 kept = {key: answer[key] for key in ("tokens", "finish_reason", "response")}

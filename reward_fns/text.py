@@ -18,12 +18,13 @@ _SUPERSCRIPT = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
 _ROOT = re.compile(r"√\s*(?:(\d+|[A-Za-z])|\(([^()]*)\))")
 _VULGAR = re.compile("(?<=[0-9])(?=[¼½¾⅐-⅞])")
 _WRAPPER = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt)|mbox|hbox|bm|boldsymbol|operatorname\*?|boxed)\s*\{([^{}]*)\}"
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt)|mbox|hbox|bm|boldsymbol|operatorname\*?|boxed)\s*"
+    r"\{((?:[^{}]|\{[^{}]*\})*)\}"
 )
 _SIZES = re.compile(
-    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|,|;|!|:|>|quad|qquad|space)(?![A-Za-z])|(?<!\\)\\ |~"
+    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|quad|qquad|space)(?![A-Za-z])|\\[,;!:>]|(?<!\\)\\ |~"
 )
-_DEGREES = re.compile(r"\^\s*\{?\s*(?:\\circ|°)\s*\}?|\\degrees?(?![A-Za-z])|\\circ(?![A-Za-z])")
+_DEGREES = re.compile(r"\^\s*\{?\s*(?:\\circ|°)(?:\s*\})?|\\degrees?(?![A-Za-z])|\\circ(?![A-Za-z])")
 _SPELLED = (
     (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
     (re.compile(r"\\(?:leq|leqslant)(?![A-Za-z])"), r"\\le"),

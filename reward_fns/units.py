@@ -110,7 +110,7 @@ def read_unit(text: str, *, spaced: bool) -> Unit | None:
         elif word.lower() in ("cubic", "cu"):
             area = 3
         elif word.lower() in _NOTHING:
-            area, last = 1, None
+            area, last = 1, ("", Fraction(1), 0)  # "units^2" is as little as "square units"
         elif word.isspace() or word in "·*.":
             continue
         else:

@@ -36,7 +36,7 @@ class Range:
     def holds(self, value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return value is None and self.null
-        return self.least <= value <= self.most and not (self.above and value == self.least)
+        return math.isfinite(value) and self.least <= value <= self.most and not (self.above and value == self.least)
 
     def __str__(self) -> str:
         ends = f"above {self.least:g} and up" if self.above else f"from {self.least:g}"

@@ -59,6 +59,8 @@ def refused(root: Path, told: str, *words: str, env: dict[str, str] | None = Non
         ("rl.module=verl.nope:", ["recipe=rl", "rl.module=verl.nope"]),
         ("reads it all the same: +rl.verl_add.trainer.sav_freq", ["recipe=rl", "+rl.verl.trainer.sav_freq=1"]),
         ("job 2 of 2 (rl seed=-1): seed=-1: a number from 0", ["-m", "recipe=rl", "seed=0,-1"]),
+        ("sft.config.learning_rate=inf: a number above 0", ["recipe=sft", "sft.config.learning_rate=inf"]),
+        ("a setting of a stage (sft) is infinite or no number", ["recipe=sft", "+sft.config.neftune_noise_alpha=nan"]),
     ],
 )
 def test_bad_input_is_one_message(tmp_path: Path, told: str, words: list[str]) -> None:

@@ -58,6 +58,7 @@ IDENTITY: dict[str, Any] = {
     "evaluate.sampling.seed": 5,
     "evaluate.judge.endpoint": "http://127.0.0.1:1/v1",
     "evaluate.judge.model": "other",
+    "evaluate.server": ["--quantization=fp8"],
 }
 """Field -> a value unlike the tiny scale's."""
 RUNTIME: dict[str, Any] = {
@@ -74,7 +75,6 @@ RUNTIME: dict[str, Any] = {
     "evaluate.judge.workers": 3,
     "evaluate.judge.timeout": 5.0,
     "evaluate.judge.retries": 5,
-    "evaluate.server": ["--dtype=float32"],
     "evaluate.port": 1234,
     "evaluate.startup_timeout": 5.0,
     "evaluate.env": {"X": "1"},
@@ -226,6 +226,25 @@ def test_a_run_time_field_changes_no_stage(path: str, tmp_path: Path, before: se
     assert keys(tmp_path, {**given(path), path: RUNTIME[path]}) == (
         keys(tmp_path, given(path)) if given(path) else before
     )
+
+
+def test_how_the_server_computes_is_run_time(tmp_path: Path, before: set[str]) -> None:
+    args = [arg for arg in composed("base").evaluate.server if "=" in arg and "max-num" not in arg]
+    other = [*reversed(args), "--max-num-seqs=3", "--no-enable-prefix-caching", "--tensor-parallel-size", "2"]
+    assert keys(tmp_path, {"evaluate.server": other}) == before
+
+
+def test_data_in_a_folder_count_by_their_content(tmp_path: Path) -> None:
+    def of(name: str, text: str = "{}", **more: Any) -> set[str]:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        for file in ("train.jsonl", "val.jsonl", "bench_open.jsonl", "bench_choice.jsonl"):
+            (folder / file).write_text(text + "\n")
+        return keys(tmp_path / "run", {"data.source": str(folder), **more})
+
+    one = of("one")
+    assert one == of("two") == of("one", **{"data.seed": 7, "data.sizes": {"train": 3}}), "those are the lab's"
+    assert not one & of("one", "[]")
 
 
 def test_paths_in_settings_do_not_count_but_what_lies_there(tmp_path: Path) -> None:

@@ -136,6 +136,15 @@ def test_nothing_is_published_from_nothing(job: Job, tmp_path: Path) -> None:
         kind.collect(job, tmp_path / "out")
 
 
+def test_a_response_may_hold_any_end_of_a_line(tmp_path: Path) -> None:
+    """JSON keeps U+2028 and U+0085, at which Python's splitlines() splits."""
+    job = Job(planned("evaluate"), "k", tmp_path, tmp_path / "attempt-1", {}, {})
+    (job.work / "out").mkdir(parents=True)
+    row = {"benchmark": "B", "correct": True, "tokens": 3, "response": "a\u2028b\x85c"}
+    (job.work / "out/results.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert stages.kind("evaluate").collect(job, tmp_path / "output")["answers"] == 1
+
+
 def test_the_driver_imports_no_framework() -> None:
     program = (
         "import sys; sys.argv = ['plan', 'recipe=progressive']\n"

@@ -125,6 +125,28 @@ def test_repairs_mend_what_they_say(pictured: Path) -> None:
     assert [row["messages"][0]["content"].count("<image>") for row in rows] == [len(row["images"]) for row in rows]
 
 
+def test_the_other_pictures_of_a_row_stay_as_they_are(pictured: Path) -> None:
+    row = {**LAB, "images": ["small.png", "good.png", "small.png"]}
+    (record,) = kept(prepared(pictured, [row], checks={"small": "repair"}))
+    assert len(record.images) == 3 and record.images[0] == record.images[2] != record.images[1]
+
+
+def test_a_validation_split_has_repaired_pictures_too(pictured: Path) -> None:
+    given = []
+    for name, into in (("t", "train"), ("v", "validation")):
+        rows = [{**LAB, "id": f"{name}0"}, {**LAB, "id": f"{name}1", "question": f"{name}?", "images": ["small.png"]}]
+        file = sources.jsonl(pictured / f"in/{name}.jsonl", rows)
+        given.append(Given(name=name, path=str(file), into=into))
+    place = verb.prepare(asked(pictured, given, checks={"small": "repair", "overlap": "drop"}))
+    assert len(records.read(place / "records/val.jsonl")) == 2
+
+
+def test_rows_that_nothing_can_be_held_against_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    held = sources.jsonl(tmp_path / "test.jsonl", [LAB, {**LAB, "images": ["gone.png"]}, {"question": "?"}])
+    prepared(tmp_path, [{**LAB, "question": "Another?"}], against=[str(held)])
+    assert "not held against 2 of the 3 rows of test (number 2 first): each needs" in capsys.readouterr().out
+
+
 def test_overlap_is_found_by_words_and_by_pictures_together(tmp_path: Path) -> None:
     save(tmp_path / "in", "a.png", (300, 200))
     save(tmp_path / "in", "b.png", (300, 200))

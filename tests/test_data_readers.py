@@ -145,6 +145,12 @@ def test_rows_of_a_table_have_as_many_fields_as_its_header(tmp_path: Path) -> No
     ]
 
 
+def test_a_column_without_a_name_is_one_of_the_fields(tmp_path: Path) -> None:
+    """As pandas writes its index."""
+    (tmp_path / "a.csv").write_text(",question,answer\n0,?,3\n1,?\n")
+    assert told(read(tmp_path / "a.csv")) == [("a.csv:3", "row", "has 2 fields, the header 3")]
+
+
 def test_a_long_json_array_is_read_piece_by_piece(tmp_path: Path) -> None:
     rows = [{"question": "é" * (300_000 if n == 5 else 3_000), "answer": str(n)} for n in range(900)]
     (tmp_path / "a.json").write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")

@@ -142,7 +142,7 @@ def failing(kind: str) -> tuple[int, str | bytes]:
         usage = {"prompt_tokens": 1, "completion_tokens": 1}
         choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "\\boxed{4}"}}
         return 200, json.dumps({"model": "other-7b", "choices": [choice], "usage": usage}).encode()
-    time.sleep(4)
+    time.sleep(10)
     return 200, "\\boxed{4}"
 
 
@@ -158,7 +158,7 @@ def test_lasting_faults_name_the_question_and_score_nothing(
         return failing(kind) if number(request) == 3 and not mended.is_set() else short(request)
 
     tsv = table(tmp_path / "a.tsv", open_rows(6))
-    changes = {"runs": 1, "workers": 1, "request_timeout": 1}
+    changes = {"runs": 1, "workers": 1, "request_timeout": 4}
     with serve(Stub(MODEL, reply)) as stub:
         path = spec(tmp_path, stub.endpoint, [("TestOpen", tsv, "open")], **changes)
         done = evaluate(eval_python, path)

@@ -25,6 +25,9 @@ FLOAT = {"answer": "1.2", "answer_type": "float", "precision": "1.0", "choices":
         "We look at it.\n\n**(B)**",
         "We look at it.\n\nB. blue",
         "<think>A or C</think>\n### Answer\nB",
+        "The correct answer is B (blue).",
+        "The answer is B, so we are done.",
+        "The answer is B, as the angle is 30.",
     ],
 )
 def test_a_choice_is_found_without_a_box(response: str) -> None:

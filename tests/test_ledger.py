@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,21 @@ def test_torn_last_line_is_ignored_and_does_not_harm_the_next(tmp_path: Path) ->
     with file.open("a") as stream:
         stream.write('{"key": "b", "kind"')
     assert set(ledger.read(file)) == {"a"}
+    ledger.append(file, entry("c"))
+    assert set(ledger.read(file)) == {"a", "c"}
+
+
+def test_a_line_is_written_whole_or_told(tmp_path: Path) -> None:
+    """A disk that fills up takes a part of a line without a word."""
+    file = tmp_path / "ledger.jsonl"
+    ledger.append(file, entry("a"))
+    size, limits = file.stat().st_size, resource.getrlimit(resource.RLIMIT_FSIZE)
+    with pytest.raises(OSError):
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, limits[1]))
+            ledger.append(file, entry("b"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     ledger.append(file, entry("c"))
     assert set(ledger.read(file)) == {"a", "c"}
 

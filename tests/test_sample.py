@@ -181,6 +181,22 @@ def test_a_failed_engine_ends_the_others(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+def test_what_an_engine_tells_the_user_is_the_last_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = "import time; time.sleep(60)"
+
+    def several(argv: list[str]) -> int:
+        (tmp_path / sample.TOLD).write_text("record 'b' can't be asked")
+        running = [subprocess.Popen([sys.executable, "-c", one]) for one in (code, "raise SystemExit(2)")]
+        print("an engine says goodbye")
+        return sample.together(running)
+
+    monkeypatch.setattr(sample, "sample", several)
+    assert sample.main(["sample", str(tmp_path / "spec.json")]) == 2
+    assert capsys.readouterr().out.splitlines()[-1] == "record 'b' can't be asked"
+
+
 def test_two_engines_killed_in_the_middle_repeat_no_finished_question(tmp_path: Path) -> None:
     """The real vLLM: SIGKILL to both engines and the program that started them, then the same command again."""
     digits.write(tmp_path, train=24, val=1, bench=1)

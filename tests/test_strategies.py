@@ -148,6 +148,7 @@ def test_ablations_change_what_they_name_and_nothing_else() -> None:
     [
         ("model_merging", ["recipe.ratios=[0.25,1.5]"], "from 0 to 1"),
         ("model_merging", ["recipe.ratios=[0.5]"], r"recipe\.reported"),
+        ("model_merging", ["recipe.ratios=[0.5,0.50000001]"], "two of them are equal to six digits"),
         ("model_merging", ["recipe.method=average"], "one of: linear"),
         ("model_merging", ["recipe.method=ties"], "density"),
         ("interleaved", ["recipe.rounds=0"], "a round or more"),
@@ -275,3 +276,15 @@ def test_prefixes_are_beginnings_that_grow_to_the_whole(text: str, share: float,
     part = rounds.prefix(text, share, unit, _Words())
     assert text.startswith(part) and part
     assert rounds.prefix(text, 1.0, unit, _Words()) == text
+
+
+@pytest.mark.parametrize(
+    ("trace", "share", "part"),
+    [
+        ("One. Two. Three. Four.", 0.5, "One. Two. "),
+        ("A b. C d.", 0.5, "A b. "),
+        ("It is 3.14 wide. Then?\nYes", 0.3, "It is 3.14 wide. "),
+    ],
+)
+def test_a_share_of_the_sentences(trace: str, share: float, part: str) -> None:
+    assert rounds.prefix(trace, share, "sentences", _Words()) == part

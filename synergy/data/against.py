@@ -7,6 +7,7 @@ from pathlib import Path
 from synergy import machine
 from synergy.config import Benchmark, Config
 from synergy.data import tagged
+from synergy.data.part import Part
 from synergy.data.readers import Source
 from synergy.driver import externals, identity
 from synergy.errors import UserError
@@ -26,6 +27,16 @@ def sources(cfg: Config, home: Path) -> tuple[list[Source], list[str]]:
         except UserError as error:
             missing.append(f"{bench.name} ({error})")
     return found, missing
+
+
+def unread(held: Part) -> str | None:
+    """Rows of one of them that no question can be held against."""
+    bad = {"image", "unsafe"}
+    rows = [head.id is None or not bad.isdisjoint(check for check, _ in head.problems) for head in held.heads()]
+    if not any(rows):
+        return None
+    where = f"{sum(rows)} of the {len(rows)} rows of {held.source.name} (number {rows.index(True) + 1} first)"
+    return f"{where}: each needs a question, an answer, and its images where the file says"
 
 
 def _of_benchmark(cfg: Config, bench: Benchmark, home: Path) -> list[Source]:

@@ -83,7 +83,7 @@ class _Row:
             self.problems += of_record(self.record)
 
     def _images(self, task: Task, draft: Draft) -> None:
-        cell, mended = _grid(task.model).cell, list[Seen]()
+        cell, mended, small = _grid(task.model).cell, list[Seen](), list[str]()
         for number, wanted in enumerate(draft.images, start=1):
             try:
                 data, file = pictures.data(wanted, draft.media)
@@ -98,10 +98,11 @@ class _Row:
             if min(seen.width, seen.height) < cell:
                 data = pictures.enlarged(data, cell)
                 mended[-1] = pictures.look(data, task.hashed)
-                what = f"image {number} is {seen.width}x{seen.height}; each side needs {cell}"
-                self.problems.append(Problem("small", "images", what, {"images": [one.row() for one in mended]}))
+                small.append(f"image {number} is {seen.width}x{seen.height}; each side needs {cell}")
             if task.media is not None:
                 pictures.keep(data, mended[-1], task.media)  # one that is too small passes under no policy
+        repair = {"images": [one.row() for one in mended]}
+        self.problems += [Problem("small", "images", what, repair) for what in small]
         if len(self.seen) < len(draft.images):
             self.seen = []
 

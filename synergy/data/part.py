@@ -26,7 +26,7 @@ from synergy.data.readers import Source
 from synergy.driver import identity
 from synergy.errors import UserError
 
-VERSION = 3
+VERSION = 4
 """Of what is kept: raised by whoever changes how rows are read or looked at."""
 FOLDER, DIGESTS = "parts", "digests.json"
 """Below the folder of all preparations."""

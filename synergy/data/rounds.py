@@ -42,7 +42,8 @@ def prefix(trace: str, share: float, unit: str, words: Any) -> str:
     if unit == "tokens":
         ends = [end for _, end in words.encode(trace, add_special_tokens=False).offsets]
     else:
-        ends = [match.end() for match in re.finditer(r"[.!?;\n]+\s*|$", trace) if match.end()]
+        found = [match.end() for match in re.finditer(r"(?:[.!?;]+(?=\s|$)|\n+)\s*|$", trace) if match.end()]
+        ends = list(dict.fromkeys(found))  # a trace that ends with a sentence ends there once
     keep = math.ceil(share * len(ends))
     return trace[: ends[keep - 1]] if keep else ""
 

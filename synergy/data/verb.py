@@ -105,7 +105,7 @@ def _prepare(cfg: Config, policies: dict[str, str], home: Path) -> Path:
     rules = Rules(policies, cfg.data.instruction, *limits)
     sources = _sources(cfg, home)
     bench, missing = against.sources(cfg, home)
-    hashed = bool(bench) or any(source.into == "benchmark" for source in sources)
+    hashed = bool(bench) or any(source.into != "train" for source in sources)
     looks = Looks(home, model, rules.instruction, hashed)
     seen = Looks(home, model, None, hashed=True, images=False)
     with Crew(cfg.data.workers or len(os.sched_getaffinity(0))) as crew, _telling() as tell:
@@ -115,7 +115,7 @@ def _prepare(cfg: Config, policies: dict[str, str], home: Path) -> Path:
             print(f"{one.source.name}: {'read' if one.new else 'reused'}", flush=True)
         if bench or missing:
             print(f"held against {', '.join(one.source.name for one in held) or 'nothing'}", flush=True)
-        for reason in missing:
+        for reason in (*missing, *filter(None, map(against.unread, held))):
             print(f"not held against {reason}", flush=True)
         place = home / _key(parts, held, rules)
         if (place / DONE).exists():

