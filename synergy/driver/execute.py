@@ -103,7 +103,7 @@ def run(
         with lock.held(root, limits.takeover) as mine:
             if todo.space.store:
                 store.remember(root, todo.space.store)
-            left = orphans.sweep(root)
+            left = orphans.sweep(root, spare=warm.mark if warm else None)
 
             def still() -> None:
                 stop()

@@ -49,11 +49,14 @@ class Register:
         (self.root / FILE).unlink(missing_ok=True)
 
 
-def sweep(root: Path, grace: float = process.GRACE_SECONDS) -> int:
-    """Ends what a killed driver left of this run directory on this host; returns how many processes there were."""
+def sweep(root: Path, grace: float = process.GRACE_SECONDS, spare: str | None = None) -> int:
+    """Ends what a killed driver left of this run directory on this host; returns how many processes there were. spare: mark of
+    processes that this driver has started itself, for an earlier job of its sweep."""
     rows = list(_rows(root / FILE))
-    marks = [str(row["mark"]) for row in rows if "mark" in row]
-    ours = [found for row in rows if "pid" in row and (found := _same(row)) is not None]
+    marks = [str(row["mark"]) for row in rows if row.get("mark", spare) != spare]
+    mine = process.family(spare) if spare else []
+    left = [found for row in rows if "pid" in row and (found := _same(row)) is not None]
+    ours = [found for found in left if found not in mine]
     count = process.end([*ours, *process.marked(*marks)], marks, grace)
     (root / FILE).unlink(missing_ok=True)
     return count
@@ -62,7 +65,7 @@ def sweep(root: Path, grace: float = process.GRACE_SECONDS) -> int:
 def _same(row: dict[str, Any]) -> psutil.Process | None:
     with contextlib.suppress(psutil.Error, ValueError, TypeError):
         found = psutil.Process(row["pid"])
-        if machine.born(found.pid) == row.get("born"):
+        if machine.born(found.pid) == row.get("born") and found.status() != psutil.STATUS_ZOMBIE:
             return found
     return None
 

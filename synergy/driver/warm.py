@@ -77,10 +77,13 @@ class Warm:
         return replace(command, argv=(stand_in, *(command.argv[1:] if ours else command.argv)), env=env)
 
     def why_not(self) -> str | None:
-        """What the server that ended said last; None while it lives, or if it said nothing."""
+        """What the server that ended said last; None while it lives, or if it is not known."""
         if self.process.poll() is None:
             return None
-        said = (self.folder / LOG).read_text(errors="replace").strip().splitlines()
+        try:
+            said = (self.folder / LOG).read_text(errors="replace").strip().splitlines()
+        except OSError:  # swept, as a folder in which nobody listens
+            said = []
         return said[-1] if said else None
 
 
