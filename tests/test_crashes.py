@@ -116,7 +116,7 @@ def boundaries(clock: Clock) -> Iterator[None]:
         mock.patch.object(stages, "kind", lambda name: real.get(name, other)),
         mock.patch.object(real["sft"], "collect", exports["sft"]),
         mock.patch.object(real["rl"], "collect", exports["rl"]),
-        mock.patch.object(execute.orphans, "sweep", around("sweep", lambda root: 0)),
+        mock.patch.object(execute.orphans, "sweep", around("sweep", lambda root, spare=None: 0)),
         mock.patch.object(execute, "_run_command", process),
         mock.patch.object(publish, "sync", around("sync", lambda folder: None)),
         mock.patch.object(publish, "move", around("rename", publish.move)),

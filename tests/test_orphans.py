@@ -87,6 +87,25 @@ def test_a_number_that_now_means_another_process_is_let_alone(tmp_path: Path) ->
     assert orphans.sweep(tmp_path) == 1 and other.wait(10) == -signal.SIGTERM
 
 
+def test_a_driver_spares_what_it_started_for_an_earlier_job(tmp_path: Path) -> None:
+    mine, left = (
+        subprocess.Popen(
+            ["sleep", "300"], start_new_session=True, env={**os.environ, process.MARK: f"{tmp_path}-{name}"}
+        )
+        for name in ("warm", "left")
+    )
+    register = orphans.Register(tmp_path)
+    for one, name in ((mine, "warm"), (left, "left")):
+        register.mark(f"{tmp_path}-{name}")
+        register.seen([psutil.Process(one.pid)])
+    try:
+        assert orphans.sweep(tmp_path, spare=f"{tmp_path}-warm") == 1
+        assert left.wait(10) == -signal.SIGTERM and mine.poll() is None
+    finally:
+        mine.kill()
+        mine.wait()
+
+
 def test_what_bears_the_mark_goes_even_if_it_was_never_seen(tmp_path: Path) -> None:
     one = stage("one")
     folder = todo(tmp_path, one).steps[0].folder
