@@ -66,7 +66,8 @@ def model(job: Job, space: Workspace, digest: str, run: Run) -> Job:
     if record is None or (how == "transformers" and version not in record.loads):
         words = (python, "-m", logprobs.__name__, str(folder), str(file), *(["check"] if how == "transformers" else []))
         env = {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **job.settings.get("env", {})}
-        done, log = run(Command(words, env, job.attempt), job.attempt / LOG), job.attempt / LOG
+        log = job.attempt / LOG
+        done = run(Command(words, env, job.attempt), log)
         if done.code == 2:
             raise UserError(f"stage {job.stage.name}: {process.tail(log, 1)}")
         if failed := done.failed or (None if logprobs.read(file) else "told nothing"):

@@ -65,7 +65,7 @@ def sweep(root: Path, grace: float = process.GRACE_SECONDS, spare: str | None = 
 def _same(row: dict[str, Any]) -> psutil.Process | None:
     with contextlib.suppress(psutil.Error, ValueError, TypeError):
         found = psutil.Process(row["pid"])
-        if machine.born(found.pid) == row.get("born") and found.status() != psutil.STATUS_ZOMBIE:
+        if machine.born(found.pid) == row.get("born") and process.runs(found):
             return found
     return None
 

@@ -89,15 +89,15 @@ def end(found: Iterable[psutil.Process], marks: Sequence[str], grace: float) -> 
         with contextlib.suppress(psutil.Error):
             process.terminate()
     over = time.monotonic() + grace
-    while any(map(_runs, there)) and time.monotonic() < over:
+    while any(map(runs, there)) and time.monotonic() < over:
         time.sleep(0.02)
-    for process in {*filter(_runs, there), *family(*marks)}:
+    for process in {*filter(runs, there), *family(*marks)}:
         with contextlib.suppress(psutil.Error):
             process.kill()
     return len(there)
 
 
-def _runs(process: psutil.Process) -> bool:
+def runs(process: psutil.Process) -> bool:
     """Looked at without waiting for it, as psutil's wait_procs does, which takes a child's exit status from its Popen."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

@@ -115,9 +115,8 @@ def progress(job: Job) -> Progress | None:
 
 def collect(job: Job, out: Path) -> dict[str, Any]:
     results = job.work / "out" / "results.jsonl"
-    with results.open(
-        encoding="utf-8"
-    ) as stream:  # a response may hold what only splitlines() takes for the end of a line
+    # Not by splitlines(), which takes more for the end of a line than JSON does: a response may hold it.
+    with results.open(encoding="utf-8") as stream:
         rows = [json.loads(line) for line in stream]
     seen = progress(job)
     if seen is not None and len(rows) != seen.total:

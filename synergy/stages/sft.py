@@ -310,9 +310,8 @@ def collect(job: Job, out: Path) -> dict[str, Any]:
     product, chosen = _product(job)
     figures: dict[str, Any] = {**handoff.publish(product, job.inputs["base"], job.inputs["model"], out), **chosen}
     told = [row for row in _log_rows(job) if "loss" in row or "eval_loss" in row]
-    last = {
-        (row["current_steps"], "loss" not in row): row for row in told
-    }  # steps after a save are told again after a kill
+    # Steps after a save are told again after a kill.
+    last = {(row["current_steps"], "loss" not in row): row for row in told}
     metrics = [
         {"step": step, **{k: row[k] for k in ("loss", "eval_loss", "lr") if k in row}}
         for (step, _), row in sorted(last.items())
