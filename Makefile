@@ -25,7 +25,7 @@ lint: setup
 	@$(TRAIN) -m mypy
 
 test: lint
-	@$(TRAIN) -m pytest
+	@$(TRAIN) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(ENVS)/train $(ENVS)/eval $(ENVS)/tools build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -169,13 +169,15 @@ print(model.config._attn_implementation, len(vision) > 0, len(vision & trained),
 """
 
 
-def test_a_workers_critic_has_its_configs_attention_and_a_frozen_vision_tower(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_workers_critic_has_its_configs_attention_and_a_frozen_vision_tower(
+    warm_python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = native("tiny", lab.BASE, monkeypatch)
     from ray import cloudpickle
     from verl.utils.config import omega_conf_to_dataclass
 
     done = subprocess.run(
-        [sys.executable, "-c", BUILD],
+        [warm_python, "-c", BUILD],
         input=cloudpickle.dumps(omega_conf_to_dataclass(found.critic.model)),
         env={**os.environ, "PYTHONPATH": str(PLUGINS), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,

@@ -16,7 +16,6 @@ from stub_openai import Stub, images_of, serve
 from test_data_prepare import asked
 from test_eval import MODEL, evaluate, results, spec
 
-from synergy import environments
 from synergy.config import Source as Given
 from synergy.data import records, verb
 from synergy.lab import BASE
@@ -58,7 +57,7 @@ def ran(words: list[str], cwd: Path, env: dict[str, str]) -> str:
     return done.stdout
 
 
-def test_llamafactory_trains_a_step(place: Path, tmp_path: Path) -> None:
+def test_llamafactory_trains_a_step(place: Path, warm_python: str, tmp_path: Path) -> None:
     config: dict[str, Any] = {
         "stage": "sft",
         "do_train": True,
@@ -80,19 +79,17 @@ def test_llamafactory_trains_a_step(place: Path, tmp_path: Path) -> None:
         "logging_steps": 1,
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    python = environments.locate("llamafactory")
     env = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    ran([str(python), "-m", "llamafactory.cli", "train", "config.yaml"], tmp_path, env)
+    ran([warm_python, "-m", "llamafactory.cli", "train", "config.yaml"], tmp_path, env)
     (line, *_) = (tmp_path / "out/trainer_log.jsonl").read_text().splitlines()
     assert json.loads(line)["loss"] > 0
     told = json.loads((tmp_path / "out/train_results.json").read_text())
     assert told["epoch"] == 1.0, "all six rows, three with an image"
 
 
-def test_verls_data_set_reads_it(place: Path, tmp_path: Path) -> None:
-    python = environments.locate("verl")
+def test_verls_data_set_reads_it(place: Path, warm_python: str, tmp_path: Path) -> None:
     env = {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    words = [str(python), "-c", READ_BY_VERL, str(place / "verl/train-*.parquet"), str(BASE)]
+    words = [warm_python, "-c", READ_BY_VERL, str(place / "verl/train-*.parquet"), str(BASE)]
     told = json.loads(ran(words, tmp_path, env).partition("TOLD ")[2])
     wanted = records.read(place / "records/train.jsonl")
     assert [row[:2] for row in told] == [[r.id, r.answer] for r in wanted]

@@ -172,19 +172,49 @@ def test_a_model_s_own_right_responses_train_the_next_model(taught: tuple[Path, 
     assert [row["messages"][1]["content"] for row in rows] == list(distilled.values())
 
 
-def test_the_other_recipes_run_to_their_reports_and_share_stages(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run directory in which three more recipes ran to their reports, and what they told. With verl's own dump of plain RL's
+    rollouts in ``dump``."""
+    root = tmp_path_factory.mktemp("others")
+    word = f"+rl.verl.trainer.rollout_data_dir={root}/rollouts"
+    told = run(root, "recipe=model_merging", "recipe.ratios=[0.25]", word).stdout
+    (root / "rollouts").rename(root / "dump")
+    return root, told + run(root, "-m", "recipe=data_mixing,interleaved", word).stdout
+
+
+def test_the_other_recipes_run_to_their_reports_and_share_stages(others: tuple[Path, str]) -> None:
     """Every kind of stage at least once on the real frameworks: mergekit, and SFT on what the RL model sampled."""
-    told = run(tmp_path, "recipe=model_merging", "recipe.ratios=[0.25]").stdout
-    told += run(tmp_path, "-m", "recipe=data_mixing,interleaved").stdout
+    root, told = others
     reports = [Path(found) for found in re.findall(r"^report: (.+)$", told, re.M)]
     models = [{row["model"] for row in json.loads((r.parent / "report.json").read_text())["rows"]} for r in reports]
     assert [found - {"base"} for found in models] == [{"model_merging"}, {"data_mixing"}, {"interleaved"}]
-    made = entries(tmp_path)
+    made = entries(root)
     stages = [entry.name for entry in made.values()]
     assert stages.count("rl") == stages.count("data") == stages.count("eval-base") == 1, "made once for all three"
     assert made["merge-0.25"].figures["verified"] == len(weights(lab.BASE))
     assert made["mixture"].figures["responses"] == 96 * 4
     assert {"sft-1", "rl-1", "rl-2", "rl-3"} <= set(made), "interleaved took turns"
+
+
+def test_recorded_pass_counts_are_those_of_verl_s_own_dump(others: tuple[Path, str]) -> None:
+    """verl writes what it generated; judged anew, each step's groups have the accuracies that the reward recorded."""
+    root, made = others[0], entries(others[0])
+    questions = records.read(root / made["data"].output / "records/train.jsonl")
+    choices = {(query(r.question, r.choices, lab.INSTRUCTION), r.answer): r.choices for r in questions}
+    judged: dict[str, list[float]] = {}
+    for file in sorted((root / "dump").glob("*.jsonl"), key=lambda f: int(f.stem)):
+        for line in _lines(file):
+            row = json.loads(line)
+            asked = next(
+                found for (text, gold), found in choices.items() if text in row["input"] and gold == row["gts"]
+            )
+            told = compute_score("digits", row["output"], row["gts"], {"choices": asked})
+            assert told["score"] == pytest.approx(row["score"], abs=1e-6), row
+            judged.setdefault(f"{file.stem} {row['uid'].rsplit('_', 2)[0]}", []).append(told["acc"])
+    counts = [json.loads(line) for line in _lines(root / made["rl"].output / "passes.jsonl")]
+    assert len(counts) == 9 * 8 and all(row["n"] == 4 for row in counts)
+    assert sorted(row["passes"] for row in counts) == sorted(sum(accs) for accs in judged.values())
 
 
 def test_tagging_ends_with_levels_and_is_reused(tmp_path: Path) -> None:
@@ -198,28 +228,6 @@ def test_tagging_ends_with_levels_and_is_reused(tmp_path: Path) -> None:
     assert len({(row["id"], row["index"]) for row in map(json.loads, responses)}) == len(responses) == 12 * 16
     again = subprocess.run(words, capture_output=True, text=True, cwd=paths.PACKAGE.parent, check=True)
     assert again.stdout.count("reused") == 3
-
-
-def test_recorded_pass_counts_are_those_of_verl_s_own_dump(tmp_path: Path) -> None:
-    """verl writes what it generated; judged anew, each step's groups have the accuracies that the reward recorded."""
-    dump = tmp_path / "dump"
-    run(tmp_path / "runs", "recipe=rl", "budget.rl_steps=2", f"+rl.verl.trainer.rollout_data_dir={dump}")
-    made = entries(tmp_path / "runs")
-    questions = records.read(tmp_path / "runs" / made["data"].output / "records/train.jsonl")
-    choices = {(query(r.question, r.choices, lab.INSTRUCTION), r.answer): r.choices for r in questions}
-    judged: dict[str, list[float]] = {}
-    for file in sorted(dump.glob("*.jsonl"), key=lambda f: int(f.stem)):
-        for line in _lines(file):
-            row = json.loads(line)
-            asked = next(
-                found for (text, gold), found in choices.items() if text in row["input"] and gold == row["gts"]
-            )
-            told = compute_score("digits", row["output"], row["gts"], {"choices": asked})
-            assert told["score"] == pytest.approx(row["score"], abs=1e-6), row
-            judged.setdefault(f"{file.stem} {row['uid'].rsplit('_', 2)[0]}", []).append(told["acc"])
-    counts = [json.loads(line) for line in _lines(tmp_path / "runs" / made["rl"].output / "passes.jsonl")]
-    assert len(counts) == 16 and all(row["n"] == 4 for row in counts)
-    assert sorted(row["passes"] for row in counts) == sorted(sum(accs) for accs in judged.values())
 
 
 def _lines(file: Path) -> list[str]:

@@ -17,6 +17,8 @@ import pytest
 from stub_openai import Stub, serve, text_of
 from test_eval import MODEL, answer, choice_rows, command, evaluate, open_rows, results, spec, table
 
+from synergy import environments
+
 
 def number(request: dict[str, Any]) -> int:
     """Of the question."""
@@ -51,7 +53,8 @@ def test_killed_evaluation_by_two_servers_asks_nothing_twice(
         monkeypatch.setenv("SYNERGY_API_KEYS", "key-7f3a key-9c21")
         endpoints = [stub.endpoint for stub in stubs]
         path = spec(tmp_path, endpoints, benchmarks, runs=runs, workers=workers)
-        with log.open("wb") as file, subprocess.Popen(command(eval_python, path), stdout=file, stderr=file) as child:
+        plain = command(str(environments.locate("vlmevalkit")), path)
+        with log.open("wb") as file, subprocess.Popen(plain, stdout=file, stderr=file) as child:
             end = time.monotonic() + 120
             while not (answers.exists() and len(answers.read_bytes().splitlines()) == kept):
                 assert time.monotonic() < end and child.poll() is None, log.read_text()[-2000:]

@@ -133,8 +133,10 @@ def test_base_is_what_its_manifest_says() -> None:
 def test_the_build_runs_as_one_and_gives_the_same_weights_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A few steps of it, and again with the environment of a processor of fewer instructions; the whole takes over an hour."""
+    """A few steps on a part of the rows, and again with the environment of a processor of fewer instructions; the whole takes
+    over an hour."""
     monkeypatch.setattr(build, "STEPS", {"pieces": 3, "questions": 3})
+    monkeypatch.setattr(build, "ROWS", {"pieces": (96, 96), "questions": (192, 48)})
     monkeypatch.setattr(build.levels, "BENCHMARKS", ("bench_open",))
     base = build.build(tmp_path / "one", 0)
     made = json.loads((base / "MANIFEST.json").read_text())

@@ -169,12 +169,12 @@ print(len(key), *told)
 """
 
 
-def test_verls_vllm_server_has_a_random_key() -> None:
+def test_verls_vllm_server_has_a_random_key(warm_python: str) -> None:
     """vLLM's own app, as verl builds it; behind the key there is no engine here, so that the right one meets an error."""
     pytest.importorskip("vllm")
     env = {**os.environ, "PYTHONPATH": paths.pythonpath(), "OMP_NUM_THREADS": "1"}
     env.pop("VLLM_API_KEY", None)
-    argv = [sys.executable, "-c", KEY, str(paths.ROOT / "launch/plugins")]
+    argv = [warm_python, "-c", KEY, str(paths.ROOT / "launch/plugins")]
     done = subprocess.run(argv, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     length, without, wrong, right = map(int, done.stdout.split()[-4:])

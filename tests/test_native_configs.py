@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def native(stage: Stage, key: str, folder: Path, inputs: dict[str, Path]) -> tup
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Verdicts:
+def told(tmp_path_factory: pytest.TempPathFactory, warm_python: str) -> Verdicts:
     folder = tmp_path_factory.mktemp("native")
     data = folder / "data"
     (data / "sft").mkdir(parents=True)
@@ -113,11 +112,11 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Verdicts:
                 asked.setdefault(made[0], []).append(made[1])
     for framework, configs in asked.items():
         configs.append(spoilt(framework, configs[0]))
-    program = [sys.executable, str(Path(__file__).with_name("native_parsers.py"))]
+    program = [warm_python, str(Path(__file__).with_name("native_parsers.py"))]
     env = {**os.environ, "PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
     done = subprocess.run(program, input=json.dumps(asked), capture_output=True, text=True, env=env, timeout=600)
     assert done.returncode == 0, shlex.join(program) + done.stderr[-3000:]
-    verdicts: Verdicts = json.loads(done.stdout)
+    verdicts: Verdicts = json.loads(done.stdout.splitlines()[-1])
     return verdicts
 
 

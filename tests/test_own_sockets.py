@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from synergy import environments, paths
+from synergy import paths
 
 pytestmark = pytest.mark.slow
 ENDS = """
@@ -27,7 +27,7 @@ else:
 """
 
 
-def start(end: str, value: int, run: Path) -> subprocess.Popen[str]:
+def start(python: str, end: str, value: int, run: Path) -> subprocess.Popen[str]:
     env = {
         "PYTHONPATH": paths.pythonpath(),
         "VERL_PLATFORM": "cpu",
@@ -35,13 +35,15 @@ def start(end: str, value: int, run: Path) -> subprocess.Popen[str]:
         "VERL_FILE_LOGGER_PATH": str(run / "verl_metrics.jsonl"),
         "OMP_NUM_THREADS": "1",
     }
-    argv = [str(environments.locate("verl")), "-c", ENDS, end, str(value)]
+    argv = [python, "-c", ENDS, end, str(value)]
     return subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_runs_side_by_side_keep_their_weights_apart(tmp_path: Path) -> None:
+def test_runs_side_by_side_keep_their_weights_apart(warm_python: str, tmp_path: Path) -> None:
     runs = [(value, tmp_path / str(value)) for value in (1, 2)]
-    started = [(end, value, start(end, value, run)) for value, run in runs for end in ("sender", "receiver")]
+    started = [
+        (end, value, start(warm_python, end, value, run)) for value, run in runs for end in ("sender", "receiver")
+    ]
     try:
         told = [(end, value, child, child.communicate(timeout=240)) for end, value, child in started]
     finally:

@@ -11,7 +11,7 @@ import pytest
 from test_strategies import plan
 from test_within_update import environment, job, run
 
-from synergy import environments, paths
+from synergy import paths
 from synergy.stages import fit_rl, rl
 
 pytestmark = pytest.mark.slow
@@ -20,7 +20,7 @@ COMPUTE = "++actor_rollout_ref.ref.fsdp_config.mixed_precision.param_dtype=bf16"
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def found(tmp_path_factory: pytest.TempPathFactory, warm_python: str) -> Any:
     folder = tmp_path_factory.mktemp("reference")
     words = [*job("rl", "rl"), COMPUTE]
 
@@ -33,7 +33,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     }
     (folder / "in.json").write_text(json.dumps(cases))
     env = environment(folder) | {"VERL_USE_EXTERNAL_MODULES": "synergy_verl"}
-    run("verl_references.py", str(folder / "in.json"), str(folder / "out.json"), **env)
+    run(warm_python, "verl_references.py", str(folder / "in.json"), str(folder / "out.json"), **env)
     return json.loads((folder / "out.json").read_text())
 
 
@@ -64,10 +64,9 @@ print(FSDPEngine._build_fsdp_module.__module__, FSDPEngine._build_module.__modul
 
 
 @pytest.mark.parametrize("scale", ["tiny", "qwen2_5_vl_7b"])
-def test_a_process_of_verls_has_both(scale: str) -> None:
+def test_a_process_of_verls_has_both(scale: str, warm_python: str) -> None:
     words = ["scale=qwen2_5_vl_7b", "data.source=/data"] if scale != "tiny" else []
     told = plan("rl", *words)["rl"].settings["env"]
     env = {**told, "VERL_PLATFORM": "cpu", "PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1"}
-    argv = [str(environments.locate("verl")), "-c", PLACES]
-    done = subprocess.run(argv, env=env, capture_output=True, text=True)
+    done = subprocess.run([warm_python, "-c", PLACES], env=env, capture_output=True, text=True)
     assert done.stdout.split()[-2:] == ["verl_reference", "verl_positions"], done.stderr[-2000:]

@@ -25,6 +25,7 @@ from synergy import environments, lab, paths
 from synergy.data import records, writers
 from synergy.data.records import Record
 from synergy.driver import identity
+from synergy.driver.warm import Warm
 from synergy.errors import UserError
 from synergy.stages import Job, Stage, rl, schedule, sft
 
@@ -340,10 +341,11 @@ def test_what_is_wrapped_is_as_it_was() -> None:
 # LLaMA-Factory itself ------------------------------------------------------------------------------------------------
 
 
-def trained(made: Job, **environment: str) -> list[float]:
+def trained(warm: Warm, made: Job, **environment: str) -> list[float]:
     """Runs LLaMA-Factory; the learning rates in its log, by step, a repeated step as it was last."""
-    command = sft.command(made)
-    assert command
+    cold = sft.command(made)
+    assert cold
+    command = warm.command(cold)
     env = {**os.environ, **command.env, **environment}
     done = subprocess.run(command.argv, env=env, cwd=command.cwd, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
@@ -353,15 +355,17 @@ def trained(made: Job, **environment: str) -> list[float]:
 
 
 @pytest.mark.slow
-def test_two_rounds_of_sft_train_at_the_rates_of_one(tmp_path: Path) -> None:
+def test_two_rounds_of_sft_train_at_the_rates_of_one(warm_server: Warm, tmp_path: Path) -> None:
     small = ["sft.config.per_device_train_batch_size=8", "sft.config.warmup_ratio=0.3", "sft.config.save_steps=2"]
     planned = plan("interleaved", "recipe.sample_first=false", "recipe.sft_epochs=1", *small)
     one, two = (job(tmp_path, planned[name], name) for name in ("sft-2", "sft-3"))
     config = {**planned["sft-2"].settings["config"], "num_train_epochs": 2.0}
-    whole = trained(job(tmp_path, with_settings(planned["sft-2"], schedule_part=None, config=config), "whole"))
+    whole = trained(
+        warm_server, job(tmp_path, with_settings(planned["sft-2"], schedule_part=None, config=config), "whole")
+    )
     assert len(whole) == 8 and whole[0] == 0 < whole[3] and whole.index(max(whole)) == 3, "a warm-up, then a decay"
-    assert trained(one) == pytest.approx(whole[:4])
-    assert trained(two) == pytest.approx(whole[4:])
+    assert trained(warm_server, one) == pytest.approx(whole[:4])
+    assert trained(warm_server, two) == pytest.approx(whole[4:])
 
     # as if the second round had been killed after its checkpoint at step 2
     for file in (two.work / "out").iterdir():
@@ -371,15 +375,15 @@ def test_two_rounds_of_sft_train_at_the_rates_of_one(tmp_path: Path) -> None:
     again = job(tmp_path, planned["sft-3"], "sft-3")
     assert sft.resume_point(again) == 2
     (two.work / "out/trainer_log.jsonl").write_text("")
-    assert trained(again) == pytest.approx(whole[6:])
+    assert trained(warm_server, again) == pytest.approx(whole[6:])
 
 
 @pytest.mark.slow
-def test_the_additions_hold_under_torchrun(tmp_path: Path) -> None:
+def test_the_additions_hold_under_torchrun(warm_server: Warm, tmp_path: Path) -> None:
     """Two processes, each with the open-ended templates (or it would not start) and the second half of the schedule."""
     stage = plan("progressive", "recipe.rounds=3", "sft.config.per_device_train_batch_size=8")["sft-2"]
     assert stage.settings["open_ended"] and stage.settings[schedule.SETTING] == [1, 2]
     made = job(tmp_path, with_settings(stage, config={**stage.settings["config"], "num_train_epochs": 1.0}))
-    found = trained(made, FORCE_TORCHRUN="1", NPROC_PER_NODE="2", OMP_NUM_THREADS="1")
+    found = trained(warm_server, made, FORCE_TORCHRUN="1", NPROC_PER_NODE="2", OMP_NUM_THREADS="1")
     rate = stage.settings["config"]["learning_rate"] * stage.settings["weight"]
     assert found == pytest.approx([rate * (1 + math.cos(math.pi * share)) / 2 for share in (0.5, 0.75)])

@@ -13,11 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from s3_server import BUCKET, Server, linked, serving
 from test_cli import refused
 from test_store import S3, folder, folder_of, published, s3, server, silent
 
+from synergy import paths
 from synergy.driver import identity, remote, store
 from synergy.errors import StageFailed, UserError
 
@@ -38,7 +38,7 @@ def test_an_upload_killed_in_the_middle_leaves_nothing_half(s3: Server, tmp_path
     url, entry = f"{S3}/killed", published(tmp_path / "a", big=os.urandom(40_000_000), small=b"x")
     command = [sys.executable, "-c", SEND, url, str(tmp_path / "a")]
     with linked(s3, most=20_000_000) as link:
-        sending = subprocess.Popen(command, env={**os.environ, **link.env, "PYTHONPATH": str(ROOT)})
+        sending = subprocess.Popen(command, env={**os.environ, **link.env, "PYTHONPATH": str(paths.ROOT)})
         while link.passed < link.most and sending.poll() is None:
             time.sleep(0.01)
         assert sending.poll() is None, "it can't be over: the rest is held back"
@@ -46,7 +46,7 @@ def test_an_upload_killed_in_the_middle_leaves_nothing_half(s3: Server, tmp_path
         sending.wait()
     assert store.find(url, [entry.key]) == {}
     assert not any(name.startswith("team/runs/killed/entries") for name in s3.files())
-    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(paths.ROOT)}, check=True)
     (stored,) = store.find(url, [entry.key])[entry.key]
     store.pull(url, stored, folder_of(tmp_path / "b"), silent)
     assert identity.digest(folder_of(tmp_path / "b") / "output") == entry.digest

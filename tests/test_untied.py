@@ -15,7 +15,7 @@ from test_strategies import plan
 from test_within_step import _plugins_importable, models
 from test_within_update import SGD, STEP, close, fields, job, mixed, moved, updates
 
-from synergy import environments, lab, paths
+from synergy import lab, paths
 from synergy.stages import rl
 
 __all__ = ["_plugins_importable", "models"]
@@ -49,20 +49,20 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def load(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
+def load(python: str, folder: Path, how: str) -> subprocess.CompletedProcess[str]:
     env = {"PYTHONPATH": str(paths.ROOT / "launch" / "plugins"), "HF_HUB_OFFLINE": "1"}
-    argv = [str(environments.locate("verl")), "-c", LOAD, str(folder), how]
+    argv = [python, "-c", LOAD, str(folder), how]
     return subprocess.run(argv, env=env, capture_output=True, text=True)
 
 
-def test_loaded_with_the_plug_in_they_are_all_empty(untied: Path) -> None:
-    done = load(untied, "with")
+def test_loaded_with_the_plug_in_they_are_all_empty(untied: Path, warm_python: str) -> None:
+    done = load(warm_python, untied, "with")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("{'meta'}") and int(done.stdout.split()[-1]) > 20
 
 
-def test_the_reason_is_still_there(untied: Path) -> None:
-    done = load(untied, "without")
+def test_the_reason_is_still_there(untied: Path, warm_python: str) -> None:
+    done = load(warm_python, untied, "without")
     assert "_is_hf_initialized" in done.stderr, "accelerate takes transformers' mark: the plug-in can go"
 
 
@@ -77,26 +77,36 @@ def case(models: tuple[Any, Any], untied: Path, *words: str) -> dict[str, Any]:
     return {"it": {"overrides": [*told, *words], "rows": fields(models[1], mixed(), "within_step"), "mini": 8}}
 
 
-def test_two_ranks_of_verls_actor_train_it_as_one_does(models: tuple[Any, Any], untied: Path, tmp_path: Path) -> None:
+def test_two_ranks_of_verls_actor_train_it_as_one_does(
+    models: tuple[Any, Any], untied: Path, warm_python: str, tmp_path: Path
+) -> None:
     """With the plug-ins and the fused kernels of the paper's scales; one rank, which starts from whole weights, without."""
     paper = plan("rl", "scale=qwen2_5_vl_7b", "data.source=/data")["rl"].settings
     assert paper["verl"]["actor_rollout_ref"]["model"]["use_fused_kernels"], "else the next lines test what nobody runs"
-    one = updates(tmp_path / "one", case(models, untied), VERL_USE_EXTERNAL_MODULES="synergy_verl")["it"]
+    one = updates(warm_python, tmp_path / "one", case(models, untied), VERL_USE_EXTERNAL_MODULES="synergy_verl")["it"]
     plug_ins = paper["env"]["VERL_USE_EXTERNAL_MODULES"]
-    two = updates(tmp_path / "two", case(models, untied, *FUSED), 2, VERL_USE_EXTERNAL_MODULES=plug_ins)["it"]
+    two = updates(warm_python, tmp_path / "two", case(models, untied, *FUSED), 2, VERL_USE_EXTERNAL_MODULES=plug_ins)[
+        "it"
+    ]
     assert set(two["before"]) == set(one["before"]) >= {"lm_head.weight"}
     assert all((two["before"][name] == value).all() for name, value in one["before"].items())
+    for figure in ("loss", "pg_loss", "kl_loss", "grad_norm"):
+        assert two["metrics"][figure] == pytest.approx(one["metrics"][figure], rel=1e-4, abs=1e-7), figure
+    assert len(one["metrics"]["loss"]) == 2 and all(one["metrics"]["sft_nll"]), "two updates, both with SFT"
     close(moved(two), moved(one), tolerance=1e-4)
     assert moved(two)["lm_head.weight"].any()
 
 
-def test_two_ranks_hold_it_in_bfloat16_as_one_does(models: tuple[Any, Any], untied: Path, tmp_path: Path) -> None:
+def test_two_ranks_hold_it_in_bfloat16_as_one_does(
+    models: tuple[Any, Any], untied: Path, warm_python: str, tmp_path: Path
+) -> None:
     """As a reference model is held whose checkpoint is so; its frequencies, too, on a rank that began with empty weights."""
     half = rl.override("actor_rollout_ref.actor.fsdp_config.model_dtype", "bf16")
     compute = "++actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16"
     plug_ins = plan("rl")["rl"].settings["env"]["VERL_USE_EXTERNAL_MODULES"]
     made = {
         ranks: updates(
+            warm_python,
             tmp_path / str(ranks),
             case(models, untied, *FUSED, half, compute),
             ranks,
@@ -110,10 +120,12 @@ def test_two_ranks_hold_it_in_bfloat16_as_one_does(models: tuple[Any, Any], unti
     assert norms[0] == pytest.approx(norms[1], rel=0.02)
 
 
-def test_verl_shards_the_output_layer_by_itself_still(models: tuple[Any, Any], untied: Path, tmp_path: Path) -> None:
+def test_verl_shards_the_output_layer_by_itself_still(
+    models: tuple[Any, Any], untied: Path, warm_python: str, tmp_path: Path
+) -> None:
     """Without that half of the plug-in, on one rank: if this trains, the half can go."""
     with pytest.raises(AssertionError, match=r"mixed torch\.Tensor and DTensor"):
-        updates(tmp_path / "one", case(models, untied, *FUSED), VERL_USE_EXTERNAL_MODULES="synergy_verl")
+        updates(warm_python, tmp_path / "one", case(models, untied, *FUSED), VERL_USE_EXTERNAL_MODULES="synergy_verl")
 
 
 def test_an_rl_stage_over_two_ranks(untied: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from synergy import environments, lab, paths
+from synergy import lab, paths
 
 pytestmark = pytest.mark.slow
 LOAD = """
@@ -38,9 +38,9 @@ print(json.dumps(told))
 
 
 @pytest.fixture(scope="module")
-def told() -> dict[str, dict[str, object]]:
+def told(warm_python: str) -> dict[str, dict[str, object]]:
     env = {**os.environ, "PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1"}
-    argv = [str(environments.locate("verl")), "-c", LOAD, str(lab.BASE)]
+    argv = [warm_python, "-c", LOAD, str(lab.BASE)]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     made: dict[str, dict[str, object]] = json.loads(done.stdout.splitlines()[-1])

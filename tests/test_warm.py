@@ -42,6 +42,11 @@ print(*told, "vllm" in sys.modules)
 CODE = "import json, os, sys; print(json.dumps([sorted(sys.modules), os.environ.get('X'), sys.executable]))"
 
 
+@pytest.fixture(autouse=True)
+def _plugins_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(paths.ROOT / "launch/plugins"))
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Warm]:
     with warm.server(PYTHON, {"OMP_NUM_THREADS": "1"}) as found:
@@ -62,8 +67,7 @@ def output(command: Command, tmp_path: Path) -> str:
     return (tmp_path / "log.txt").read_text()
 
 
-def test_a_command_finds_the_frameworks_imported(server: Warm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(paths.ROOT / "launch/plugins"))
+def test_a_command_finds_the_frameworks_imported(server: Warm, tmp_path: Path) -> None:
     import warm_start
 
     command = Command((str(PYTHON), "-c", CODE), {"X": "é"}, cwd=tmp_path)
@@ -79,6 +83,17 @@ def test_scripts_of_the_environment_start_warm_and_other_programs_as_ever(server
     for program in ("/bin/sh", sys.prefix + "x/bin/python"):
         other = Command((program, "-c", "true"))
         assert server.command(other) == other
+
+
+def test_an_evaluation_finds_what_vlmevalkit_imports(warm_server: Warm, eval_python: str, tmp_path: Path) -> None:
+    import warm_start
+
+    told = warm_server.command(Command((sys.executable, "-c", "pass"))).env[warm.EVALUATION]
+    assert told == eval_python
+    done = subprocess.run([told, "-c", CODE], capture_output=True, text=True, check=True, cwd=tmp_path)
+    modules, _, executable = json.loads(done.stdout.splitlines()[-1])
+    assert set(warm_start.EVALUATION) <= set(modules) and executable == told
+    assert "vlmeval" not in modules, "it reads a job's environment when it is imported"
 
 
 def test_threads_are_those_of_the_stage(server: Warm, tmp_path: Path) -> None:
@@ -157,12 +172,18 @@ def test_why_a_warm_start_failed_is_told() -> None:
 
 def test_no_server_is_started_where_none_is_wanted_or_nothing_is_to_run(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = config("sft")
-    todo = Plan("sft", [], Workspace(Path("/nowhere")), {"vllm": str(PYTHON), "llamafactory": str(PYTHON)})
-    stage = next(stage for stage in strategies.stages(cfg) if stage.kind == "sft")
-    step = Step(stage, "k", {}, Path("/nowhere"), {}, "run", "")
+    pythons = {"vllm": str(PYTHON), "llamafactory": str(PYTHON), "vlmevalkit": "/eval/python"}
+    todo = Plan("sft", [], Workspace(Path("/nowhere")), pythons)
+    step, last = (
+        Step(stage, "k", {}, Path("/nowhere"), {}, "run", "")
+        for stage in strategies.stages(cfg)
+        if stage.name in ("sft", "eval-sft")
+    )
     monkeypatch.setattr(warm, "server", lambda *given: contextlib.nullcontext(given))
     with warm.beside(True, [replace(todo, steps=[step])]) as found:
-        assert found == (PYTHON, stage.settings["env"], None)
+        assert found == (PYTHON, step.stage.settings["env"], None, None)
+    with warm.beside(True, [replace(todo, steps=[last])]) as found:
+        assert found == (PYTHON, last.stage.settings["env"], None, Path("/eval/python"))
     for wanted, steps in ((False, [step]), (True, [])):
         with warm.beside(wanted, [replace(todo, steps=steps)]) as found:
             assert found is None

@@ -1,12 +1,11 @@
-"""SFT and RL in one step: real updates by verl's own actor worker, as the recipes' stages set it, against plain GRPO's, against
-LLaMA-Factory's own gradient, and on two data-parallel ranks."""
+"""SFT and RL in one step: real updates by verl's own actor worker, as the recipes' stages set it, against plain GRPO's and
+against LLaMA-Factory's own gradient. test_untied.py has them on two data-parallel ranks."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,10 +36,10 @@ SGD = [
 MEAN = "rl.verl.actor_rollout_ref.actor.loss_agg_mode=token-mean"
 
 
-def run(program: str, *words: str, ranks: int = 1, **env: str) -> None:
+def run(python: str, program: str, *words: str, ranks: int = 1, **env: str) -> None:
     """A program of tests/ with the plug-ins and the environment of the stages."""
     told = {**os.environ, "PYTHONPATH": os.pathsep.join((paths.pythonpath(), str(Path(__file__).parent))), **env}
-    argv = [sys.executable, str(Path(__file__).with_name(program)), *words]
+    argv = [python, str(Path(__file__).with_name(program)), *words]
     started = [
         subprocess.Popen(argv, env={**told, "RANK": str(rank), "WORLD_SIZE": str(ranks)}, stdout=subprocess.PIPE,
                          stderr=subprocess.STDOUT, text=True)
@@ -57,11 +56,18 @@ def environment(folder: Path) -> dict[str, str]:
     return env | {"DIST_INIT_METHOD": f"file://{folder}/meet", "GLOO_SOCKET_IFNAME": "lo"}
 
 
-def updates(folder: Path, cases: dict[str, Any], ranks: int = 1, **more: str) -> Any:
+def updates(python: str, folder: Path, cases: dict[str, Any], ranks: int = 1, **more: str) -> Any:
     """more: environment beside that of rl/tiny."""
     folder.mkdir()
     torch.save(cases, folder / "in.pt")
-    run("verl_update.py", str(folder / "in.pt"), str(folder / "out.pt"), ranks=ranks, **environment(folder) | more)
+    run(
+        python,
+        "verl_update.py",
+        str(folder / "in.pt"),
+        str(folder / "out.pt"),
+        ranks=ranks,
+        **environment(folder) | more,
+    )
     return torch.load(folder / "out.pt", weights_only=False)
 
 
@@ -131,7 +137,9 @@ def mixed() -> list[Row]:
     ]
 
 
-def test_a_step_without_a_trace_updates_as_grpo_bit_for_bit(models: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_step_without_a_trace_updates_as_grpo_bit_for_bit(
+    models: tuple[Any, Any], warm_python: str, tmp_path: Path
+) -> None:
     """The job of progressive in its last step, where the share of the trace is 0, and that of plain RL, by their optimizer."""
     plain = [*rollouts("a", [1, 0, 0.1, 1]), *rollouts("d", [0, 0, 0, 1])]
     last, alone = fields(models[1], plain, "within_step"), fields(models[1], plain, "grpo")
@@ -139,7 +147,7 @@ def test_a_step_without_a_trace_updates_as_grpo_bit_for_bit(models: tuple[Any, A
         "ours": {"overrides": job("progressive", "progressive", STEP), "rows": last, "mini": 4},
         "grpo": {"overrides": job("rl", "rl"), "rows": alone, "mini": 4},
     }
-    done = updates(tmp_path / "one", cases)
+    done = updates(warm_python, tmp_path / "one", cases)
     ours, grpo = done["ours"], done["grpo"]
     assert [ours["metrics"][name] == grpo["metrics"][name] for name in ("pg_loss", "kl_loss", "grad_norm")] == [
         True
@@ -148,7 +156,7 @@ def test_a_step_without_a_trace_updates_as_grpo_bit_for_bit(models: tuple[Any, A
     assert len(grpo["metrics"]["pg_loss"]) == 2 and any(value.any() for value in moved(grpo).values()), "two updates"
 
 
-def test_fused_kernels_update_as_without(models: tuple[Any, Any], tmp_path: Path) -> None:
+def test_fused_kernels_update_as_without(models: tuple[Any, Any], warm_python: str, tmp_path: Path) -> None:
     """rl/paper has them, rl/tiny not. In a process of their own: verl changes the model's class."""
     rows = fields(models[1], mixed(), "within_step")
     alone = [*job("progressive", "progressive", STEP), *SGD]
@@ -156,7 +164,7 @@ def test_fused_kernels_update_as_without(models: tuple[Any, Any], tmp_path: Path
     assert len(fused) == 2
     cases = {"plain": alone, "fused": [*alone, *fused]}
     plain, kernels = (
-        updates(tmp_path / name, {"one": {"overrides": words, "rows": rows, "mini": 8}})["one"]
+        updates(warm_python, tmp_path / name, {"one": {"overrides": words, "rows": rows, "mini": 8}})["one"]
         for name, words in cases.items()
     )
     for figure in ("loss", "pg_loss", "kl_loss", "grad_norm", "sft_nll"):
@@ -172,7 +180,7 @@ def papers(word: str) -> list[str]:
     return [override for override in rl.overrides(settings) if word in override]
 
 
-def test_a_fused_adam_updates_as_one_that_is_not(models: tuple[Any, Any], tmp_path: Path) -> None:
+def test_a_fused_adam_updates_as_one_that_is_not(models: tuple[Any, Any], warm_python: str, tmp_path: Path) -> None:
     """rl/paper has it, rl/tiny not: two steps over FSDP2's tensors."""
     rows = fields(models[1], [*rollouts("a", [1, 0, 0.1, 1]), *rollouts("d", [0, 0, 0, 1])], "grpo")
     words, fused = job("rl", "rl"), papers("override_optimizer_config")
@@ -181,29 +189,17 @@ def test_a_fused_adam_updates_as_one_that_is_not(models: tuple[Any, Any], tmp_pa
         name: {"overrides": told, "rows": rows, "mini": 4}
         for name, told in {"one": words, "other": words + fused}.items()
     }
-    done = updates(tmp_path / "adam", cases)
+    done = updates(warm_python, tmp_path / "adam", cases)
     close(moved(done["other"]), moved(done["one"]), tolerance=1e-3)
     assert any(not torch.equal(value, done["other"]["after"][name]) for name, value in done["one"]["after"].items()), (
         "as if not"
     )
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_two_ranks_update_as_one(models: tuple[Any, Any], tmp_path: Path) -> None:
-    rows = fields(models[1], mixed(), "within_step")
-    case = {"mixed": {"overrides": [*job("progressive", "progressive", STEP), *SGD], "rows": rows, "mini": 8}}
-    one, two = (updates(tmp_path / str(ranks), case, ranks)["mixed"] for ranks in (1, 2))
-    for figure in ("loss", "pg_loss", "kl_loss", "grad_norm"):
-        assert two["metrics"][figure] == pytest.approx(one["metrics"][figure], rel=1e-4, abs=1e-7), figure
-    assert len(one["metrics"]["loss"]) == 2 and all(one["metrics"]["sft_nll"]), "two updates, both with SFT"
-    close(moved(two), moved(one), tolerance=1e-4)
-
-
 # Against LLaMA-Factory ----------------------------------------------------------------------------------------------
 
 
-def llamafactory(folder: Path) -> Any:
+def llamafactory(python: str, folder: Path) -> Any:
     """Four questions with pictures and traces in its batch, and its gradient there."""
     from PIL import Image
 
@@ -225,7 +221,7 @@ def llamafactory(folder: Path) -> Any:
         "output_dir": str(folder / "out"), "per_device_train_batch_size": 4,
     }  # fmt: skip
     (folder / "sft.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(told))))
-    run("lf_gradient.py", str(folder / "sft.yaml"), str(folder / "lf.pt"), HF_HUB_OFFLINE="1", **cfg.sft.env)
+    run(python, "lf_gradient.py", str(folder / "sft.yaml"), str(folder / "lf.pt"), HF_HUB_OFFLINE="1", **cfg.sft.env)
     return records, torch.load(folder / "lf.pt", weights_only=False)
 
 
@@ -251,17 +247,19 @@ def traced(batch: dict[str, Any], texts: Sequence[str], copies: int) -> tuple[li
     return rows, seen
 
 
-def test_traces_alone_have_llamafactorys_gradient_times_the_weight(models: tuple[Any, Any], tmp_path: Path) -> None:
+def test_traces_alone_have_llamafactorys_gradient_times_the_weight(
+    models: tuple[Any, Any], warm_python: str, tmp_path: Path
+) -> None:
     """Interleaved where no question was solved, and progressive where the whole trace is given: weights 1 and 0.2, from the
     recipes."""
-    records, told = llamafactory(tmp_path / "lf")
+    records, told = llamafactory(warm_python, tmp_path / "lf")
     rows, seen = traced(told["batch"], [r.trace for r in records], copies=8)
     cases = {}
     for recipe in ("interleaved", "progressive"):
         setting = plan(recipe, STEP)[recipe].settings["within_step"]
         marked = fields(models[0], rows, "within_step", seen, copies=setting["copies"], weight=setting["sft_weight"])
         cases[recipe] = {"overrides": [*job(recipe, recipe, STEP, MEAN), *SGD], "rows": marked, "mini": len(rows)}
-    done = updates(tmp_path / "verl", cases)
+    done = updates(warm_python, tmp_path / "verl", cases)
     language = {name: value for name, value in told["grads"].items() if "visual" not in name}
     assert len(language) > 10
     for recipe, weight in (("interleaved", 1.0), ("progressive", 0.2)):

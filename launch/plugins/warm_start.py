@@ -1,4 +1,5 @@
-"""`python warm_start.py FOLDER`: import the big libraries once, and serve FOLDER/python, a stand-in for python that has them.
+"""`python warm_start.py FOLDER [evaluation]`: import the big libraries once, and serve FOLDER/python, a stand-in for python
+that has them: those of the training environment, or of the one for evaluation.
 
 Kept by the driver (synergy/driver/warm.py) for as long as it runs stages: every framework's process is then a fork of this one
 (see fork_server), where it would spend its first ten seconds importing. Ends when its standard input does. Exit code 1 when a
@@ -10,6 +11,7 @@ import importlib
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,23 @@ PRELOAD = (
 )
 ON_CPU = ("vllm.v1.worker.cpu_worker",)
 """On a GPU host its counterpart would start threads (humming, nvrtc), and adds half a second only."""
+# What VLMEvalKit imports; not itself, since it reads a job's environment when it is imported.
+EVALUATION = (
+    "torch.export",
+    "torchvision",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "pandas",
+    "scipy.stats",
+    "sklearn.metrics",
+    "sympy",
+    "nltk",
+    "cv2",
+    "av",
+    "openai",
+    "huggingface_hub.hf_api",
+)
 # Libraries that would start threads when they are imported: pyarrow's allocator, numpy's linear algebra.
 SINGLE_THREADED = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -59,7 +78,7 @@ def _refuse(*_: Any, **__: Any) -> None:
     raise NeedsDevice
 
 
-def preload() -> list[str]:
+def preload(names: Sequence[str] = PRELOAD) -> list[str]:
     """Import what the processes share, and nothing that starts a thread or CUDA, or reads what differs between them. The names
     of what could not be, which each fork imports for itself: its start is only slower."""
     left: list[str] = []
@@ -74,7 +93,8 @@ def preload() -> list[str]:
 
         stock = torch.cuda._lazy_init
         torch.cuda._lazy_init = _refuse
-        for name in (*PRELOAD, *(() if torch.cuda.is_available() else ON_CPU)):
+        on_cpu = ON_CPU if names is PRELOAD and not torch.cuda.is_available() else ()
+        for name in (*names, *on_cpu):
             try:
                 importlib.import_module(name)
             except (Exception, NeedsDevice):  # whatever a library thinks of being imported here
@@ -84,10 +104,10 @@ def preload() -> list[str]:
     return left
 
 
-def main(folder: Path) -> int:
+def main(folder: Path, *evaluation: str) -> int:
     """Import, serve, and wait for the end of standard input."""
     fork_server.sweep()
-    if left := preload():
+    if left := preload(EVALUATION if evaluation else PRELOAD):
         print(f"warm_start: not imported ahead: {', '.join(left)}", file=sys.stderr)
     try:
         fork_server.start(folder)
@@ -99,4 +119,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))

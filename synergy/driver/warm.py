@@ -2,9 +2,9 @@
 
 A switch between frameworks costs a start of each: ten seconds of imports before LLaMA-Factory, verl or vLLM does anything,
 more than a whole stage at tiny scale. With ``run.warm`` the driver starts ``launch/plugins/warm_start.py`` beside the first
-stage and runs the same native commands by its stand-in for python; one Ray cluster serves all of verl's jobs
-(``launch/plugins/warm_ray.py``). ``command.sh`` names the real python and needs none of this. CUDA does not survive a fork, so
-on a host with GPUs the server starts none.
+stage and runs the same native commands by its stand-in for python. Another one has what VLMEvalKit imports, and one Ray
+cluster serves all of verl's jobs (``launch/plugins/warm_ray.py``). ``command.sh`` names the real python and needs none of
+this. CUDA does not survive a fork, so on a host with GPUs the server starts none.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from synergy.driver.plan import Plan
 from synergy.driver.process import MARK, reap
 from synergy.machine import die_with_parent
 from synergy.stages import Command
+from synergy.workers.evaluate import WARM as EVALUATION
 
 PREFIX = "synergy-fork-"
 """Of the folder's name, by which launch/plugins/fork_server.py knows its forks."""
 CLUSTER = "ray"
 """File in the folder that names the Ray cluster."""
 LOG = "log.txt"
-"""File in the folder with what the server and Ray tell."""
+"""File in a server's folder with what it and Ray tell."""
 VERL = "verl_fork"
 """The launcher of verl that attaches to it."""
 PATIENCE = 120.0
@@ -44,13 +45,14 @@ PATIENCE = 120.0
 @dataclass(frozen=True)
 class Warm:
     """python: the interpreter whose libraries are imported. mark: what its processes bear in place of a stage's key. ray: keeps
-    verl's cluster."""
+    verl's cluster. evaluation: the stand-in for VLMEvalKit's python, there once it is ready."""
 
     python: Path
     folder: Path
     process: subprocess.Popen[bytes]
     mark: str
     ray: subprocess.Popen[bytes] | None = None
+    evaluation: Path | None = None
 
     def ready(self, patience: float) -> bool:
         """Whether the libraries are imported; waits for that, in seconds. False after that, or if they never will be."""
@@ -65,7 +67,7 @@ class Warm:
 
     def command(self, command: Command, patience: float = PATIENCE) -> Command:
         """The same command, started by the stand-in if it is this interpreter's, or one of the scripts beside it; verl is told
-        where the Ray cluster is."""
+        where the Ray cluster is, an evaluation of the other stand-in."""
         program = Path(command.argv[0])
         ours = program == self.python
         if not (ours or (program.parent == self.python.parent and _is_script(program))) or not self.ready(patience):
@@ -73,8 +75,11 @@ class Warm:
         stand_in = str(self.folder / "python")
         cluster = self.folder / CLUSTER
         lives = self.ray is not None and self.ray.poll() is None and cluster.exists()  # else verl starts its own
-        env = {**command.env, "SYNERGY_RAY_ADDRESS": cluster.read_text()} if lives else command.env
-        return replace(command, argv=(stand_in, *(command.argv[1:] if ours else command.argv)), env=env)
+        told = {"SYNERGY_RAY_ADDRESS": cluster.read_text()} if lives else {}
+        if self.evaluation is not None:
+            told[EVALUATION] = str(self.evaluation)
+        argv = (stand_in, *(command.argv[1:] if ours else command.argv))
+        return replace(command, argv=argv, env={**command.env, **told})
 
     def why_not(self) -> str | None:
         """What the server that ended said last; None while it lives, or if it is not known."""
@@ -98,14 +103,16 @@ def _is_script(program: Path) -> bool:
 def beside(wanted: bool, plans: Sequence[Plan]) -> contextlib.AbstractContextManager[Warm | None]:
     """A warm server for all that the plans will run, or None if it is not wanted or nothing would be imported."""
     steps = [(todo, step.stage) for todo in plans for step in todo.steps if step.action != "reuse"]
-    pythons = [todo.pythons[name] for todo, stage in steps for name in stages.kind(stage.kind).FRAMEWORKS]
+    pythons = [(name, todo.pythons[name]) for todo, stage in steps for name in stages.kind(stage.kind).FRAMEWORKS]
     if not wanted or not pythons:
         return contextlib.nullcontext()
+    training = Counter(python for name, python in pythons if name != "vlmevalkit")
+    evaluation = next((Path(python) for name, python in pythons if name == "vlmevalkit"), None)
     env: dict[str, str] = {}
     for _, stage in steps:
         env = {**stage.settings.get("env", {}), **env}
     clusters = [_ray(stage.settings) for _, stage in steps if stage.kind == "rl" and stage.settings["module"] == VERL]
-    return server(Path(Counter(pythons).most_common(1)[0][0]), env, next(iter(clusters), None))
+    return server(Path(training.most_common(1)[0][0]), env, next(iter(clusters), None), evaluation)
 
 
 def _ray(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,26 +122,35 @@ def _ray(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def server(python: Path, env: Mapping[str, str], cluster: Mapping[str, Any] | None = None) -> Iterator[Warm]:
-    """Starts importing at once; ends the server, and so every fork, with the block. env: what the stages' processes have in
-    their environment that matters when a library is imported. cluster: ``ray.init``'s arguments, if verl is to run."""
+def server(
+    python: Path,
+    env: Mapping[str, str],
+    cluster: Mapping[str, Any] | None = None,
+    evaluation: Path | None = None,
+) -> Iterator[Warm]:
+    """Starts importing at once; ends the servers, and so every fork, with the block. env: what the stages' processes have in
+    their environment that matters when a library is imported. cluster: ``ray.init``'s arguments, if verl is to run.
+    evaluation: VLMEvalKit's interpreter, if it is to run."""
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # short, as a socket's path must be
+    other = folder / "evaluation"
     mark = f"warm-{uuid.uuid4().hex}"
     plugins, plain = paths.ROOT / "launch" / "plugins", dict(os.environ)
     plain.pop("PYTHONDONTWRITEBYTECODE", None)
     full = {**plain, "PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **env, MARK: mark}
-    programs = [[str(plugins / "warm_start.py"), str(folder)]]
-    programs += (
-        [[str(plugins / "warm_ray.py"), str(folder / CLUSTER), json.dumps(cluster)]] if cluster is not None else []
-    )
+    programs: list[tuple[Path, list[str | Path]]] = [(folder, [python, plugins / "warm_start.py", folder])]
+    if cluster is not None:
+        programs.append((folder, [python, plugins / "warm_ray.py", folder / CLUSTER, json.dumps(cluster)]))
+    if evaluation is not None:
+        other.mkdir()
+        programs.append((other, [evaluation, plugins / "warm_start.py", other, "evaluation"]))
     started: list[subprocess.Popen[bytes]] = []
     try:
-        for program in programs:
-            with (folder / LOG).open("ab") as log:
+        for place, program in programs:
+            with (place / LOG).open("ab") as log:
                 child = subprocess.Popen(
-                    [str(python), *program],
+                    program,
                     env=full,
-                    cwd=folder,
+                    cwd=place,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     stderr=log,
@@ -142,7 +158,8 @@ def server(python: Path, env: Mapping[str, str], cluster: Mapping[str, Any] | No
                     preexec_fn=die_with_parent,
                 )
             started.append(child)
-        yield Warm(python, folder, started[0], mark, started[1] if len(started) > 1 else None)
+        kept = started[1] if cluster is not None else None
+        yield Warm(python, folder, started[0], mark, kept, other / "python" if evaluation is not None else None)
     finally:
         reap(mark)  # while they live: what descends from them has written its title over the mark
         for child in started:

@@ -36,6 +36,8 @@ START = (
     "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
 )
 STEPS = {"pieces": 1400, "questions": 2000}
+ROWS = {"pieces": (6000, 6000), "questions": (12000, 3000)}
+"""Of pictures to read or questions, and of drills without them."""
 SUMS = {"OMP_NUM_THREADS": "1", "MKL_CBWR": "COMPATIBLE", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 """Of Intel's library (MKL) COMPATIBLE alone is promised to give equal sums on processors of Intel and of others; it takes twice
 as long. Two builds on one processor, other work beside, were equal (2026-11-28); other processors were not tried."""
@@ -43,10 +45,11 @@ as long. Two builds on one processor, other work beside, were equal (2026-11-28)
 
 def lesson(folder: Path, name: str, seed: int) -> None:
     """Write one lesson in LLaMA-Factory's format, pictures included."""
+    seen, drilled = ROWS[name]
     if name == "pieces":
-        rows = [*practice.reading(6000, 2000 + seed), *practice.drills(6000, 2000 + seed)]
+        rows = [*practice.reading(seen, 2000 + seed), *practice.drills(drilled, 2000 + seed)]
     else:
-        rows = [*practice.questions(12000, 1000 + seed), *practice.drills(3000, 1000 + seed)]
+        rows = [*practice.questions(seen, 1000 + seed), *practice.drills(drilled, 1000 + seed)]
     (folder / "images").mkdir(parents=True, exist_ok=True)
     for record, _, _ in rows:
         file = folder / record.images[0]

@@ -28,6 +28,8 @@ from synergy.paths import ROOT
 from synergy.workers import logprobs
 from synergy.workers.vllm_server import Server, ServerConfig, ServerError, serve_all, stop
 
+WARM = "SYNERGY_EVALUATION_WARM"
+"""A stand-in for the interpreter that has VLMEvalKit's libraries imported (synergy/driver/warm.py)."""
 _POLL_SECONDS = 0.2
 _OURS = ("model", "server", "eval_python", "record")
 _REPLY_SECONDS = 300.0
@@ -79,10 +81,13 @@ def read_spec(path: Path) -> tuple[list[ServerConfig], Path, dict[str, Any]]:
 def start_evaluation(
     python: Path, spec: Mapping[str, Any], servers: Sequence[Server], wait: float
 ) -> subprocess.Popen[bytes]:
-    """eval/run.py on the servers' endpoints, in its own process group; its output is ours."""
+    """eval/run.py on the servers' endpoints, in its own process group; its output is ours. By the stand-in for python that a
+    driver keeps, where there is one."""
     path = Path(spec["out"]) / "eval_spec.json"
     told = {**spec, "endpoint": [server.endpoint for server in servers], "wait_seconds": wait}
     path.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    if (warm := os.environ.get(WARM)) and os.path.exists(warm):
+        python = Path(warm)
     return subprocess.Popen(
         [str(python), str(ROOT / "eval" / "run.py"), str(path)],
         env={**os.environ, "SYNERGY_API_KEYS": " ".join(server.key for server in servers)},
