@@ -30,7 +30,8 @@ class Refused(Exception):
 
 
 class Unavailable(Exception):
-    """No verdict this time: no child can be started, or it died."""
+    """No verdict this time: no child can be started, or two died one after the other. That is the machine's doing, not a
+    response's: whoever judges must not take it for a wrong answer."""
 
 
 class _Child:
@@ -89,21 +90,28 @@ class CheckerPool:
         """[CPU seconds, reply of `checker_child.TASKS[task]`]. Raises Refused or Unavailable."""
         with self._places:
             try:
-                child = self._idle.pop() if self._idle else _Child()
-            except OSError as error:
-                raise Unavailable(str(error)) from error
-            try:
-                reply = child.ask([task, *texts], seconds)
-            except (OSError, ValueError) as error:
-                child.kill()
-                self.replaced += 1
-                raise Unavailable(str(error)) from error
-            except Refused:
-                self.replaced += 1
-                self._idle.append(child)
-                raise
+                return self._ask([task, *texts], seconds)
+            except (OSError, ValueError):  # once more, by a new child
+                try:
+                    return self._ask([task, *texts], seconds)
+                except (OSError, ValueError) as error:
+                    raise Unavailable(str(error)) from error
+
+    def _ask(self, request: list[str], seconds: float) -> Any:
+        """Raises Refused, or OSError or ValueError when there is no child, or it had to be killed."""
+        child = self._idle.pop() if self._idle else _Child()
+        try:
+            reply = child.ask(request, seconds)
+        except (OSError, ValueError):
+            child.kill()
+            self.replaced += 1
+            raise
+        except Refused:
+            self.replaced += 1
             self._idle.append(child)
-            return reply
+            raise
+        self._idle.append(child)
+        return reply
 
     def close(self) -> None:
         """Kill the idle children; their workers go with them."""
@@ -156,14 +164,11 @@ class Algebra:
         self.refused = False
 
     def ask(self, task: str, *texts: str) -> Any:
-        """The reply, or None when it is refused (then `refused` is set)."""
+        """The reply, or None when it is refused (then `refused` is set). Raises Unavailable."""
         if self.refused or self._left <= 0:
             self.refused = True
             return None
-        try:
-            answer = _asked(task, *texts)
-        except Unavailable:
-            answer = None
+        answer = _asked(task, *texts)
         if answer is None:
             self.refused = True
             return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -18,3 +20,9 @@ class StageFailed(Exception):
 
 class Passing(StageFailed):
     """A failure of the machine's that may be gone at the next attempt."""
+
+
+def near(name: str, known: Iterable[str], before: str = "") -> str:
+    """The end of a message about a name that is not known: the closest that are, each after ``before``; or nothing."""
+    found = [before + one for one in difflib.get_close_matches(name, list(known), n=3)]
+    return f"; did you mean {', '.join(found)}?" if found else ""

@@ -6,14 +6,13 @@ keys of the frameworks that we compute with. All else of the frameworks is check
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from synergy.errors import UserError
+from synergy.errors import UserError, near
 
 if TYPE_CHECKING:
     from synergy.config import Config
@@ -138,9 +137,8 @@ def ours(made: Any, at: str = "") -> None:
 
 def unknown(key: str, known: Iterable[str]) -> str:
     """The message for a key of ours that is not there, where the known names are."""
-    *above, name = key.split(".")
-    near = [".".join([*above, one]) for one in difflib.get_close_matches(name, list(known), n=3)]
-    return f"{key}: there is no such key" + (f"; did you mean {', '.join(near)}?" if near else "")
+    above, dot, name = key.rpartition(".")
+    return f"{key}: there is no such key{near(name, known, above + dot)}"
 
 
 def _native(tree: Mapping[str, Any], key: str, wanted: Range | Kind) -> None:

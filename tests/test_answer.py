@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reward_fns import checker_pool
+from reward_fns import accuracy_format, checker_pool
 from reward_fns.answer import judge
 from reward_fns.choices import choice_letter
 from reward_fns.equivalence import equivalent
@@ -220,21 +220,32 @@ def test_a_hung_worker_is_killed_and_replaced() -> None:
         pool.close()
 
 
-def test_a_hung_child_is_killed_and_its_worker_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hung_child_is_killed_with_its_worker_and_another_one_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     pool = checker_pool.CheckerPool(children=1)
     try:
         pool.ask("same", "1", "2")
         (child,) = pool._idle
         (worker,) = workers(child)
         os.kill(child.process.pid, signal.SIGSTOP)
-        with monkeypatch.context() as patched, pytest.raises(checker_pool.Unavailable):
-            patched.setattr(checker_pool, "GRACE", 0.3)
-            pool.ask("same", "1", "3", seconds=0.3)
-        assert child.process.poll() is not None
-        assert not psutil.wait_procs([worker], timeout=5)[1]
+        monkeypatch.setattr(checker_pool, "GRACE", 3.0)
         assert pool.ask("same", "2", r"\sqrt{4}")[1] is True
+        assert child.process.poll() is not None and pool.replaced == 1
+        assert not psutil.wait_procs([worker], timeout=5)[1]
     finally:
         pool.close()
+
+
+def test_a_checker_that_cannot_be_had_judges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer is wrong because the machine can't start a process: such a rollout is broken, and counted as that."""
+    monkeypatch.setattr(checker_pool, "_POOL", checker_pool.CheckerPool(children=1))
+    monkeypatch.setattr(checker_pool, "_CHILD", Path("/nowhere/child.py"))
+    checker_pool._asked.cache_clear()
+    with pytest.raises(checker_pool.Unavailable, match="did not start"):
+        judge(r"\boxed{\sqrt{44}}", r"2\sqrt{11}")
+    told = accuracy_format.compute_score("x", r"\boxed{\sqrt{44}}", r"2\sqrt{11}")
+    assert (told["score"], told["broken"]) == (0.0, 1.0)
+    monkeypatch.undo()
+    assert judge(r"\boxed{\sqrt{44}}", r"2\sqrt{11}").correct, "not remembered"
 
 
 def test_nothing_is_left_when_the_caller_is_killed() -> None:

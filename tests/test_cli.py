@@ -47,7 +47,7 @@ def refused(root: Path, told: str, *words: str, env: dict[str, str] | None = Non
         ("did you mean recipe.rounds?", ["recipe=progressive", "recipe.round=3"]),
         ("could not be converted to Float", ["recipe=sft", "run.stall_minutes=long"]),
         ("did you mean learning_rate", ["recipe=sft", "+sft.config.learningrate=1e-3"]),
-        ("no template of LLaMA-Factory", ["recipe=sft", "model.template=qwen2_lv"]),
+        ("LLaMA-Factory has no such template", ["recipe=sft", "model.template=qwen2_lv"]),
         ("verl refuses the rl config", ["recipe=rl", "+rl.verl.algorithm.adv_estimater=grpo"]),
         ("recipe.rounds=1", ["recipe=progressive", "recipe.rounds=1"]),
         ("no such folder", ["recipe=sft", "model.path=nowhere"]),

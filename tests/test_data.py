@@ -146,7 +146,7 @@ def test_a_good_llamafactory_config_passes() -> None:
         ({"save_strategy": False}, 'quote the word, as in "no"'),
         ({"save_strategy": "sometimes"}, "one of no, steps, epoch"),
         ({"learning_rate": "fast"}, "learning_rate='fast'"),
-        ({"template": "qwen2_lv"}, "no template of LLaMA-Factory; close: qwen2"),
+        ({"template": "qwen2_lv"}, "LLaMA-Factory has no such template; did you mean qwen2"),
     ],
 )
 def test_llamafactory_configs_are_checked_without_it(change: dict[str, object], told: str) -> None:

@@ -6,14 +6,13 @@ LLaMA-Factory itself finds an unknown key after ten seconds of imports, an unkno
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from synergy.errors import UserError
+from synergy.errors import UserError, near
 
 TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
@@ -37,16 +36,13 @@ def check(config: Mapping[str, Any], where: str = "sft.config") -> None:
     keys = schema()["keys"]
     for name, value in config.items():
         if name not in keys:
-            near = difflib.get_close_matches(name, keys, n=3)
-            hint = f"; did you mean {', '.join(near)}?" if near else ""
-            raise UserError(f"{where}.{name}: LLaMA-Factory {schema()['llamafactory']} has no such key{hint}")
+            version = schema()["llamafactory"]
+            raise UserError(f"{where}.{name}: LLaMA-Factory {version} has no such key{near(name, keys)}")
         _check_value(f"{where}.{name}", value, keys[name])
     template = config.get("template")
     if template not in schema()["templates"]:
-        near = difflib.get_close_matches(str(template), schema()["templates"], n=3)
-        raise UserError(
-            f"model.template={template!r}: no template of LLaMA-Factory; close: {', '.join(near) or 'none'}"
-        )
+        close = near(str(template), schema()["templates"])
+        raise UserError(f"model.template={template!r}: LLaMA-Factory has no such template{close}")
 
 
 def _check_value(where: str, value: Any, key: Mapping[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -12,7 +11,7 @@ from typing import Any
 from synergy.config import Benchmark, Config
 from synergy.data import select
 from synergy.data.layouts import LAYOUTS
-from synergy.errors import UserError
+from synergy.errors import UserError, near
 from synergy.stages import Stage, rl_critic, schedule
 
 BASE = "base"
@@ -111,8 +110,9 @@ def _benchmark(bench: Benchmark, levelled: bool) -> dict[str, Any]:
             f"benchmark {bench.name}: give one of records and tagged; it has {bench.records}, {bench.tagged}"
         )
     if bench.kind not in KINDS:
-        near = [f"did you mean {one}?" for one in difflib.get_close_matches(bench.kind, KINDS, n=1)]
-        raise UserError("; ".join([f"benchmark {bench.name}: kind={bench.kind} is one of {', '.join(KINDS)}", *near]))
+        raise UserError(
+            f"benchmark {bench.name}: kind={bench.kind} is one of {', '.join(KINDS)}{near(bench.kind, KINDS)}"
+        )
     if bench.records:
         return {"name": bench.name, "records": bench.records, "kind": bench.kind, **levels}
     if bench.kind not in LAYOUTS:
