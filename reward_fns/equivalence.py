@@ -18,6 +18,8 @@ _CALCULATION = re.compile(
     r"[\d\s.()+*/^{}-]*[\d)}]\s*(?:[-+*/^]|\\(?:times|cdot|frac|div))[^A-Za-z=]*(?:\\[a-z]+[^A-Za-z=]*)*"
 )
 _LETTER = re.compile(r"\(?([A-Z])[).:](?:\s.*)?|\(([A-Z])\)", re.DOTALL)
+_POINT = re.compile(r"[A-Z]'?\s*(\(.+,.+\))", re.DOTALL)
+_TIME = re.compile(r"(\d{1,2}):(\d{2})\s*(?:([ap])\.?\s?m\.?)?", re.IGNORECASE)
 _CONSTANT = re.compile(r"\\(?:sqrt|pi|frac|sin|cos|tan|log|ln|exp)(?![A-Za-z])|(?<![A-Za-z])e(?![A-Za-z])")
 
 
@@ -43,6 +45,9 @@ def _equal(mine: str, wanted: str, algebra: Algebra | None, depth: int) -> tuple
         return yes_no(mine) == said, "yes/no"
     if len(wanted) == 1 and wanted.isupper() and (named := _LETTER.fullmatch(mine)):
         return wanted in named.groups(), "letter"
+    if (time := _same_time(mine, wanted)) is not None:
+        return time, "time"
+    mine, wanted = _unnamed(mine, wanted), _unnamed(wanted, mine)
     number, wanted_number = read_quantity(mine), read_quantity(wanted)
     if number is not None and wanted_number is not None:
         return same_quantity(number, wanted_number), "number"
@@ -65,6 +70,27 @@ def _equal(mine: str, wanted: str, algebra: Algebra | None, depth: int) -> tuple
     if algebra is None:
         return False, "different"
     return _by_algebra(mine, wanted, number, wanted_number, algebra)
+
+
+def _unnamed(text: str, other: str) -> str:
+    """A point without its name, P(0, 5), beside coordinates alone."""
+    point = _POINT.fullmatch(text)
+    return point[1] if point and other.startswith("(") else text
+
+
+def _same_time(mine: str, wanted: str) -> bool | None:
+    """Of times of day, if one says a.m. or p.m.: the other is of 24 hours, unless it is the gold answer's, which may leave that
+    open. None for anything else, a ratio too."""
+    ours, theirs = _TIME.fullmatch(mine), _TIME.fullmatch(wanted)
+    if ours is None or theirs is None or not (ours[3] or theirs[3]):
+        return None
+
+    def minutes(time: re.Match[str]) -> int:
+        hour = int(time[1]) % 12 + 12 * (time[3].casefold() == "p") if time[3] else int(time[1])
+        return hour * 60 + int(time[2])
+
+    apart = minutes(ours) - minutes(theirs)
+    return apart == 0 or (theirs[3] is None and apart % 720 == 0)
 
 
 def _by_parts(mine: str, wanted: str, algebra: Algebra | None, depth: int) -> tuple[bool, str] | None:

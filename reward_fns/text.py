@@ -36,6 +36,7 @@ _SPELLED = (
     (re.compile(r"(?<=\d)\{,\}(?=\d)"), ","),
     (re.compile(r"\\%"), "%"),
     (re.compile(r"\\colon(?![A-Za-z])"), ":"),
+    (re.compile(r"^\s*(?:≈|\\(?:approx|simeq)(?![A-Za-z]))"), " "),
     (re.compile(r"\\Omega(?![A-Za-z])"), "Ω"),
     (re.compile(r"\\mu(?![A-Za-z])\s*(?=[a-zA-Z])"), "μ"),
 )

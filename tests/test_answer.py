@@ -81,6 +81,8 @@ def test_a_lone_letter_is_an_answer_only_among_choices() -> None:
         ("x > 3", r"(3, \infty)"),
         (r"(3,4) \cup (1,2)", r"(1,2) \cup (3,4)"), ("y = 3, x = 5", "x=5, y=3"), ("Yes, it is.", "yes"),
         ("x = 1 or x = 2", "2, 1"),
+        (r"\approx 12.5", "12.5"), ("≈ 12.5", "12.5"), ("12.5", r"\approx 12.5"), ("P(0, 5)", "(0,5)"), ("(0,5)", "P(0,5)"),
+        ("10:30 AM", "10:30"), ("10:30", "10:30 a.m."), ("22:30", "10:30 PM"), ("12:15 AM", "0:15"), ("10:30 pm", "10:30"),
     ],
 )  # fmt: skip
 def test_equal_without_algebra(answer: str, gold: str) -> None:
@@ -98,6 +100,8 @@ def test_equal_without_algebra(answer: str, gold: str) -> None:
         ("(2, 1)", "(1, 2)"), (r"\{1, 2\}", "(1, 2)"), ("1, 2, 3", "1, 2"), ("y = 5", "x = 5"),
         ("a < 4", "b < 4"), ("Yes", "No, it is not"), ("24 units^2", "24 cm^2"), (r"5\,cm", "5 m"),
         (".", "0"), ("1e999", "1"), ("-", "0"), ("/", "1"),
+        ("P(0, 4)", "(0,5)"), ("P(0,5)", "Q(0,5)"), ("f(0,5)", "(0,5)"), (r"\approx 12", "12.5"),
+        ("10:30", "10:30 PM"), ("10:30 PM", "10:30 AM"), ("10:31 AM", "10:30"), ("12:15 AM", "12:15 PM"),
     ],
 )  # fmt: skip
 def test_different(answer: str, gold: str) -> None:
@@ -141,6 +145,7 @@ def test_algebra(answer: str, gold: str, equal: bool) -> None:
         ("15", "B"), ("15.0", "B"), ("0.5", "C"), (r"\frac12", "C"), ("A red square", "D"), ("D: a red square", "D"),
         ("A dog", None), ("b", "B"), ("A, B", None), ("B. 12", None), ("A) 12 B) 15", None), ("A or B", None),
         ("the correct option is C", "C"), ("E", None), ("16", None),
+        ("B (15)", "B"), ("B - 15", "B"), ("15 (B)", "B"), ("B (12)", None), ("12 (B)", None), ("B (or C)", None),
     ],
 )  # fmt: skip
 def test_choices_by_letter_or_text(answer: str, letter: str | None) -> None:
