@@ -21,7 +21,7 @@ from synergy import paths
 from synergy.driver import plan
 from synergy.driver.ledger import Entry
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 WORDS = [
     *SMALL,
@@ -56,7 +56,7 @@ class Submitted:
 
     def end(self) -> tuple[int, str]:
         try:
-            return self.child.wait(timeout=600), self.told.read_text()
+            return self.child.wait(timeout=1800), self.told.read_text()
         finally:
             self.child.kill()
 

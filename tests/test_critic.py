@@ -214,7 +214,7 @@ def interrupted(argv: list[str], happened: Callable[[], bool]) -> None:
         assert driver.poll() is None and time.time() < end
         time.sleep(0.1)
     os.kill(driver.pid, signal.SIGINT)
-    assert driver.wait(timeout=60) == 130
+    assert driver.wait(timeout=180) == 130
 
 
 @pytest.mark.slow

@@ -73,7 +73,7 @@ def test_ray_and_what_asks_it_for_its_address_listen_on_loopback(tmp_path: Path)
         finally:
             assert child.stdin is not None
             child.stdin.close()
-            child.wait(timeout=60)
+            child.wait(timeout=180)
 
 
 STORE = """
@@ -130,7 +130,7 @@ def test_torchruns_store_listens_on_loopback_only(tmp_path: Path) -> None:
             **more,
         }
         argv = [sys.executable, "-m", "torch.distributed.run", *words.split(), str(tmp_path / "worker.py")]
-        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout.split("listens ", 1)[1].strip()
 

@@ -96,11 +96,11 @@ def test_small_commands_share_a_node_and_one_that_finds_none_says_so(cluster: ra
 
 @pytest.mark.slow
 def test_a_command_that_can_not_start_there_is_no_lost_node(cluster: ray_cluster.Local, tmp_path: Path) -> None:
-    told = start(cluster, "/no/such/program").communicate(timeout=60)[0]
+    told = start(cluster, "/no/such/program").communicate(timeout=180)[0]
     assert "No such file or directory" in told and "NodeDiedError" not in told
     folder = tmp_path / "here"
     folder.mkdir()
     child = start(cluster, "true", cwd=folder)
     folder.rmdir()  # a node that has not this folder
-    told = child.communicate(timeout=60)[0]
+    told = child.communicate(timeout=180)[0]
     assert child.returncode == 1 and "NodeDiedError" not in told, told

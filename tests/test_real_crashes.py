@@ -68,7 +68,7 @@ def stopped(
     _wait_for(root, pattern, ready=ready)
     there = [found for row in orphans._rows(root / orphans.FILE) if "pid" in row and (found := orphans._same(row))]
     os.kill(driver.pid, number)
-    assert driver.wait(timeout=90) == (130 if number == signal.SIGINT else -number)
+    assert driver.wait(timeout=180) == (130 if number == signal.SIGINT else -number)
     return there
 
 

@@ -56,7 +56,7 @@ print(*[f.__code__.co_filename.endswith("verl_reproducible.py") for f in (method
 
 def test_verls_hook_puts_both_in_place_and_ray_sends_them_by_name(warm_python: str) -> None:
     env = {**os.environ, "PYTHONPATH": str(PLUGINS), "VERL_USE_EXTERNAL_MODULES": "verl_reproducible"}
-    done = subprocess.run([warm_python, "-c", HOOKED], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([warm_python, "-c", HOOKED], env=env, capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["True", "True", "True"], done.stderr[-2000:]
 
 

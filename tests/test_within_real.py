@@ -49,7 +49,7 @@ def test_no_waiting_trace_is_lost_or_used_twice_by_a_kill(tmp_path: Path) -> Non
     first = "stages/rl-*/attempt-1/verl_metrics.jsonl"
     _wait_for(tmp_path, first, ready=lambda file: len(_lines(file)) >= SAVED + 2)
     os.kill(driver.pid, signal.SIGKILL)
-    driver.wait(timeout=90)
+    driver.wait(timeout=180)
     run(tmp_path, *WORDS, *WAIT)
     made = entries(tmp_path)
     folder = (tmp_path / made["interleaved"].output).parent
