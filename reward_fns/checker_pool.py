@@ -90,16 +90,15 @@ class CheckerPool:
         """[CPU seconds, reply of `checker_child.TASKS[task]`]. Raises Refused or Unavailable."""
         with self._places:
             try:
-                return self._ask([task, *texts], seconds)
-            except (OSError, ValueError):  # once more, by a new child
+                return self._ask(self._idle.pop() if self._idle else _Child(), [task, *texts], seconds)
+            except (OSError, ValueError):  # once more, by a new child: those that wait may all have been killed
                 try:
-                    return self._ask([task, *texts], seconds)
+                    return self._ask(_Child(), [task, *texts], seconds)
                 except (OSError, ValueError) as error:
                     raise Unavailable(str(error)) from error
 
-    def _ask(self, request: list[str], seconds: float) -> Any:
-        """Raises Refused, or OSError or ValueError when there is no child, or it had to be killed."""
-        child = self._idle.pop() if self._idle else _Child()
+    def _ask(self, child: _Child, request: list[str], seconds: float) -> Any:
+        """Raises Refused, or OSError or ValueError when the child had to be killed."""
         try:
             reply = child.ask(request, seconds)
         except (OSError, ValueError):

@@ -14,6 +14,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+from synergy.driver import warm
 from synergy.driver.warm import Warm
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and every child would inherit that.
@@ -29,7 +30,6 @@ def warm_server() -> Iterator[Warm]:
     from test_strategies import config
 
     from synergy import environments
-    from synergy.driver import warm
 
     python = environments.locate("vlmevalkit")
     if not python.exists():
@@ -52,6 +52,7 @@ def eval_python(warm_server: Warm) -> str:
     end = time.monotonic() + 120
     while not warm_server.evaluation.exists() and time.monotonic() < end:
         time.sleep(0.1)
+    assert warm_server.evaluation.exists(), (warm_server.evaluation.parent / warm.LOG).read_text()
     return str(warm_server.evaluation)
 
 
