@@ -15,7 +15,7 @@ _LETTER = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _GLUED_TEXT = re.compile(r"[.:)\]}]|\s*$")
-_REMARK = re.compile(r"\((.*)\)|-\s+(.*)", re.DOTALL)
+_REMARK = re.compile(r"\((.+)\)|-\s+(.+)", re.DOTALL)
 _LETTER_LAST = re.compile(r"(.*\S)\s*\(([A-Z])\)", re.DOTALL)
 _FURTHER = re.compile(r"^(?:and|or|/|,|&|\s)*\(?([A-Z])\)?(?![\w'])")
 _OPTION = re.compile(r"(?<!\w)\(?([A-Z])[).:](?!\w)")
@@ -45,12 +45,13 @@ def choice_letter(answer: str, choices: Mapping[str, str]) -> str | None:
     if by_text:
         return by_text[0]
     if match := _LETTER.fullmatch(text):
-        remark = _REMARK.fullmatch(match[2].strip())
-        letter, rest = match[1].upper(), tidy((remark[1] or remark[2] or "") if remark else match[2])
+        letter, rest = match[1].upper(), tidy(match[2])
         # "A. 12" and "(A) 12" name a choice; "A dog" does not, unless that is what follows.
         named = _GLUED_TEXT.match(text, match.end(1)) is not None
         if letter in choices and (named or _same(rest, texts[letter])):
             return letter if _agrees(rest, letter, texts) else None
+        if (remark := _REMARK.fullmatch(rest)) and _same(tidy(remark[1] or remark[2]), texts.get(letter, "")):
+            return letter
     if (match := _LETTER_LAST.fullmatch(text)) and _same(match[1], texts.get(match[2], "")):
         return match[2]
     algebra = Algebra()  # one for all choices: together they take no longer than one answer may

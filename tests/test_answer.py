@@ -152,6 +152,13 @@ def test_choices_by_letter_or_text(answer: str, letter: str | None) -> None:
     assert choice_letter(answer, CHOICES) == letter
 
 
+@pytest.mark.parametrize("answer", ["B (3, 4)", "B. (3, 4)", "B - (3, 4)", "(3, 4) (B)"])
+def test_brackets_of_a_choice_are_its_own(answer: str) -> None:
+    assert choice_letter(answer, {"A": "(1, 2)", "B": "(3, 4)", "C": r"(1,2) \cup (3,4)"}) == "B"
+    assert choice_letter(answer.replace("(3, 4)", r"(1,2) \cup (3,4)").replace("B", "C"),
+                         {"A": "(1, 2)", "B": "(3, 4)", "C": r"(1,2) \cup (3,4)"}) == "C"  # fmt: skip
+
+
 def test_judges_choices_by_the_letter_that_both_stand_for() -> None:
     assert judge(r"<think>.</think>\boxed{15}", "B", CHOICES).correct
     assert judge(r"\boxed{B. 15}", "15", CHOICES).correct

@@ -1,5 +1,5 @@
-"""SFT and RL in one step: real updates by verl's own actor worker, as the recipes' stages set it, against plain GRPO's and
-against LLaMA-Factory's own gradient. test_untied.py has them on two data-parallel ranks."""
+"""SFT and RL in one step: real updates by verl's own actor worker, as the recipes' stages set it, against plain GRPO's, against
+LLaMA-Factory's own gradient, and on two data-parallel ranks."""
 
 from __future__ import annotations
 
@@ -194,6 +194,16 @@ def test_a_fused_adam_updates_as_one_that_is_not(models: tuple[Any, Any], warm_p
     assert any(not torch.equal(value, done["other"]["after"][name]) for name, value in done["one"]["after"].items()), (
         "as if not"
     )
+
+
+def test_two_ranks_update_as_one(models: tuple[Any, Any], warm_python: str, tmp_path: Path) -> None:
+    rows = fields(models[1], mixed(), "within_step")
+    case = {"mixed": {"overrides": [*job("progressive", "progressive", STEP), *SGD], "rows": rows, "mini": 8}}
+    one, two = (updates(warm_python, tmp_path / str(ranks), case, ranks)["mixed"] for ranks in (1, 2))
+    for figure in ("loss", "pg_loss", "kl_loss", "grad_norm"):
+        assert two["metrics"][figure] == pytest.approx(one["metrics"][figure], rel=1e-4, abs=1e-7), figure
+    assert len(one["metrics"]["loss"]) == 2 and all(one["metrics"]["sft_nll"]), "two updates, both with SFT"
+    close(moved(two), moved(one), tolerance=1e-4)
 
 
 # Against LLaMA-Factory ----------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def _refuse(*_: Any, **__: Any) -> None:
     raise NeedsDevice
 
 
-def preload(names: Sequence[str] = PRELOAD) -> list[str]:
+def preload(names: Sequence[str] = PRELOAD, on_cpu: Sequence[str] = ON_CPU) -> list[str]:
     """Import what the processes share, and nothing that starts a thread or CUDA, or reads what differs between them. The names
     of what could not be, which each fork imports for itself: its start is only slower."""
     left: list[str] = []
@@ -93,8 +93,7 @@ def preload(names: Sequence[str] = PRELOAD) -> list[str]:
 
         stock = torch.cuda._lazy_init
         torch.cuda._lazy_init = _refuse
-        on_cpu = ON_CPU if names is PRELOAD and not torch.cuda.is_available() else ()
-        for name in (*names, *on_cpu):
+        for name in (*names, *(() if torch.cuda.is_available() else on_cpu)):
             try:
                 importlib.import_module(name)
             except (Exception, NeedsDevice):  # whatever a library thinks of being imported here
@@ -107,7 +106,7 @@ def preload(names: Sequence[str] = PRELOAD) -> list[str]:
 def main(folder: Path, *evaluation: str) -> int:
     """Import, serve, and wait for the end of standard input."""
     fork_server.sweep()
-    if left := preload(EVALUATION if evaluation else PRELOAD):
+    if left := preload(EVALUATION, ()) if evaluation else preload():
         print(f"warm_start: not imported ahead: {', '.join(left)}", file=sys.stderr)
     try:
         fork_server.start(folder)

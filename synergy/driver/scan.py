@@ -68,11 +68,12 @@ def one(file: Path) -> Content:
 
 
 def _read(file: Path) -> Content:
-    buffer = memoryview(bytearray(min(PIECE, file.stat().st_size)))
+    spans = _spans(file)
+    buffer = memoryview(bytearray(min(PIECE, sum(size for size, _, _ in spans))))
     total, broken = blake3(), None
     with file.open("rb", buffering=0) as stream:
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_SEQUENTIAL)  # the disk works ahead while this hashes
-        for size, dtype, name in _spans(file):
+        for size, dtype, name in spans:
             left = size
             while left > 0:
                 piece = buffer[: min(PIECE, left)]
