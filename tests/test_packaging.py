@@ -70,3 +70,19 @@ def test_the_installed_command_runs(target: Path) -> None:
     assert "synergy.cli" in command.read_text()
     code = f"import sys, runpy; sys.argv = ['synergy', '--help']; runpy.run_path({str(command)!r}, run_name='__main__')"
     assert "plan" in run(sys.executable, "-c", code, cwd=target.parent, PYTHONPATH=str(target))
+
+
+def test_every_module_and_verb_of_an_installed_package_is_found_without_the_checkout(target: Path) -> None:
+    """The environment of these tests has the checkout on its path, which lent reward_fns to the installed package."""
+    code = (
+        f"import sys; sys.path = [{str(target)!r}, *(p for p in sys.path if p not in ('', {str(paths.ROOT)!r}))]\n"
+        "import importlib, pkgutil, synergy, synergy.cli\n"
+        "names = [m.name for m in pkgutil.walk_packages(synergy.__path__, 'synergy.')]\n"
+        "names = [n for n in names if '__main__' not in n and '_files' not in n and 'workers' not in n]\n"
+        "[importlib.import_module(name) for name in names]\n"
+        "import reward_fns\n"
+        "print(len(names), set(synergy.cli.VERBS) - {n.split('.')[1] for n in names}, reward_fns.__file__)"
+    )
+    count, missing, rewards = run(sys.executable, "-c", code, cwd=target.parent).split(maxsplit=2)
+    assert int(count) > 100 and missing == "set()"
+    assert rewards == str(target / "synergy" / "_files" / "reward_fns" / "__init__.py")

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
 from synergy.data import checks
 from synergy.driver import ledger
 from synergy.stages import memory
@@ -77,9 +79,9 @@ def main(argv: list[str]) -> None:
         pace, metrics = entry.figures.get("seconds_per_step"), entry.figures.get("metrics")
         if entry.kind == "sft" and pace:
             lengths, visual = sft_rows(places[entry.inputs["data"]], places[entry.inputs["media"]], words)
-            steps = entry.figures["steps"]
-            share = flops(of, lengths, visual) / steps / pace / best / gpus
-            print(f"{entry.name}: {sum(lengths) / steps:,.0f} tokens a step, {pace:.2f} s, MFU {share:.3f}")
+            part = entry.identity["settings"]["batch"] / len(lengths)  # of an epoch's rows, in a step
+            share = flops(of, lengths, visual) * part / pace / best / gpus
+            print(f"{entry.name}: {sum(lengths) * part:,.0f} tokens a step, {pace:.2f} s, MFU {share:.3f}")
         if entry.kind == "rl" and metrics:
             for line in ((root / entry.output).parent / metrics).read_text().splitlines():
                 row = json.loads(line)
