@@ -58,7 +58,9 @@ def publish(product: Path, base: Path, previous: Path, out: Path) -> dict[str, i
         raise StageFailed(f"{product}: {error}") from error
     changed = count_changed(out, previous)
     if changed == 0:
-        raise StageFailed(f"{product}: no weight changed; was everything frozen, or the learning rate 0?")
+        raise StageFailed(
+            f"{product}: no weight changed; was everything frozen, the learning rate 0, or in RL each reward the same?"
+        )
     return {"tensors": len(made), "changed_tensors": changed}
 
 
