@@ -14,6 +14,7 @@ import hypothesis
 import numpy as np
 import pytest
 
+from synergy import paths
 from synergy.driver import warm
 from synergy.driver.warm import Warm
 
@@ -22,6 +23,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine fails no law
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="module")
+def plugins_importable() -> Iterator[None]:
+    """launch/plugins on this process's path, as verl's processes have it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(paths.ROOT / "launch" / "plugins"))
+        yield
 
 
 @pytest.fixture(scope="session")

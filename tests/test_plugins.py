@@ -16,15 +16,11 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("verl")
+pytestmark = pytest.mark.usefixtures("plugins_importable")
 
 ROOT = Path(__file__).resolve().parents[1]
 PLUGINS = ROOT / "launch" / "plugins"
 CPU_ONLY = pytest.mark.skipif(torch.version.cuda is not None, reason="torch is built for CUDA")
-
-
-@pytest.fixture(autouse=True)
-def _plugins_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(PLUGINS))
 
 
 def run(code: str, **environment: str) -> str:

@@ -17,14 +17,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("verl")
+pytestmark = pytest.mark.usefixtures("plugins_importable")
 
 PLUGINS = Path(__file__).resolve().parents[1] / "launch" / "plugins"
 CPU_ONLY = pytest.mark.skipif(torch.version.cuda is not None, reason="of vLLM's CPU build")
-
-
-@pytest.fixture(autouse=True)
-def _plugins_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(PLUGINS))
 
 
 def test_each_rollout_has_a_seed_of_its_own_and_always_the_same() -> None:

@@ -12,14 +12,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from test_end_to_end import entries, run
 from test_strategies import plan
-from test_within_step import _plugins_importable, models
+from test_within_step import models
 from test_within_update import SGD, STEP, close, fields, job, mixed, moved, updates
 
 from synergy import lab, paths
 from synergy.stages import rl
 
-__all__ = ["_plugins_importable", "models"]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+__all__ = ["models"]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900), pytest.mark.usefixtures("plugins_importable")]
 LOAD = """
 import sys, torch
 if sys.argv[2] == "with": import verl_untied

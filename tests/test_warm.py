@@ -22,7 +22,7 @@ from synergy.driver.plan import Plan, Step, Workspace
 from synergy.driver.warm import Warm
 from synergy.stages import Command
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.usefixtures("plugins_importable")]
 PYTHON = environments.locate("vllm")
 ATTENTION = """
 import sys, types
@@ -40,11 +40,6 @@ synergy_llamafactory.main()
 print(*told, "vllm" in sys.modules)
 """
 CODE = "import json, os, sys; print(json.dumps([sorted(sys.modules), os.environ.get('X'), sys.executable]))"
-
-
-@pytest.fixture(autouse=True)
-def _plugins_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(paths.ROOT / "launch/plugins"))
 
 
 @pytest.fixture(scope="module")

@@ -5,24 +5,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synergy import paths
-
 pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("plugins_importable")
 KEPT = 2
 """Checkpoints that verl keeps."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _plugins_importable() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(paths.ROOT / "launch" / "plugins"))
-        yield
 
 
 class Run:

@@ -8,15 +8,11 @@ from typing import Any
 
 import pytest
 
-from synergy import lab, paths
+from synergy import lab
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("verl")
-
-
-@pytest.fixture(autouse=True)
-def _plugins_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(paths.ROOT / "launch" / "plugins"))
+pytestmark = pytest.mark.usefixtures("plugins_importable")
 
 
 def test_which_rows_stay() -> None:

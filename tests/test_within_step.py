@@ -20,17 +20,13 @@ from synergy.stages import rl
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("verl")
+pytestmark = pytest.mark.usefixtures("plugins_importable")
 
 PLUGINS = paths.ROOT / "launch" / "plugins"
 MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum")
 N = 4
 """Rollouts of a question."""
 WEIGHT = 0.7
-
-
-@pytest.fixture(autouse=True)
-def _plugins_importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(PLUGINS))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from test_strategies import config, plan
-from test_within_step import Row, _plugins_importable, advantages, models, rollouts, trace
+from test_within_step import Row, advantages, models, rollouts, trace
 
 from synergy import lab, paths
 from synergy.data import writers
@@ -24,8 +24,9 @@ from synergy.stages import rl, within_step
 torch = pytest.importorskip("torch")
 pytest.importorskip("verl")
 pytest.importorskip("llamafactory")
+pytestmark = pytest.mark.usefixtures("plugins_importable")
 
-__all__ = ["_plugins_importable", "models"]
+__all__ = ["models"]
 STEP = "recipe.granularity=step"
 SGD = [
     "actor_rollout_ref.actor.optim.optimizer=SGD",

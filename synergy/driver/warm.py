@@ -137,29 +137,32 @@ def server(
     plugins, plain = paths.ROOT / "launch" / "plugins", dict(os.environ)
     plain.pop("PYTHONDONTWRITEBYTECODE", None)
     full = {**plain, "PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **env, MARK: mark}
-    programs: list[tuple[Path, list[str | Path]]] = [(folder, [python, plugins / "warm_start.py", folder])]
-    if cluster is not None:
-        programs.append((folder, [python, plugins / "warm_ray.py", folder / CLUSTER, json.dumps(cluster)]))
-    if evaluation is not None:
-        other.mkdir()
-        programs.append((other, [evaluation, plugins / "warm_start.py", other, "evaluation"]))
     started: list[subprocess.Popen[bytes]] = []
+
+    def start(place: Path, *program: str | Path) -> subprocess.Popen[bytes]:
+        with (place / LOG).open("ab") as log:
+            child = subprocess.Popen(
+                program,
+                env=full,
+                cwd=place,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        started.append(child)
+        return child
+
     try:
-        for place, program in programs:
-            with (place / LOG).open("ab") as log:
-                child = subprocess.Popen(
-                    program,
-                    env=full,
-                    cwd=place,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.DEVNULL,
-                    stderr=log,
-                    start_new_session=True,
-                    preexec_fn=die_with_parent,
-                )
-            started.append(child)
-        kept = started[1] if cluster is not None else None
-        yield Warm(python, folder, started[0], mark, kept, other / "python" if evaluation is not None else None)
+        training = start(folder, python, plugins / "warm_start.py", folder)
+        ray = None
+        if cluster is not None:
+            ray = start(folder, python, plugins / "warm_ray.py", folder / CLUSTER, json.dumps(cluster))
+        if evaluation is not None:
+            other.mkdir()
+            start(other, evaluation, plugins / "warm_start.py", other, "evaluation")
+        yield Warm(python, folder, training, mark, ray, other / "python" if evaluation is not None else None)
     finally:
         reap(mark)  # while they live: what descends from them has written its title over the mark
         for child in started:
