@@ -79,7 +79,8 @@ def main(argv: list[str]) -> None:
         pace, metrics = entry.figures.get("seconds_per_step"), entry.figures.get("metrics")
         if entry.kind == "sft" and pace:
             lengths, visual = sft_rows(places[entry.inputs["data"]], places[entry.inputs["media"]], words)
-            part = entry.identity["settings"]["batch"] / len(lengths)  # of an epoch's rows, in a step
+            config = entry.identity["settings"]["config"]
+            part = config["num_train_epochs"] / entry.figures["steps"]  # of an epoch, in a step
             share = flops(of, lengths, visual) * part / pace / best / gpus
             print(f"{entry.name}: {sum(lengths) * part:,.0f} tokens a step, {pace:.2f} s, MFU {share:.3f}")
         if entry.kind == "rl" and metrics:
