@@ -1,9 +1,10 @@
 """Synergy: which way of combining long chain-of-thought SFT and RL helps, where, and at what length."""
 
-import os
 import sys
+
+from synergy import paths
 
 __version__ = "0.1.0"
 
-if os.path.isdir(_files := os.path.join(os.path.dirname(__file__), "_files")):  # a wheel: reward_fns lies in there
-    sys.path.append(_files)
+if not paths.CHECKOUT:  # a wheel: reward_fns lies in there
+    sys.path.append(str(paths.ROOT))
