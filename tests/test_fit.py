@@ -143,6 +143,14 @@ def test_sharding_and_bfloat16_are_counted() -> None:
     assert fit_sft.need(half, SMALL, Cards(4, 4, A100)).states == one // 2
 
 
+@pytest.mark.parametrize(("optim", "root"), [("adamw_torch_fused", 0), ("adamw_torch", 4), ("adafactor", 0)])
+def test_sft_s_adam_takes_the_root_of_all_second_moments_unless_fused(optim: str, root: int) -> None:
+    words = ("sft.config.fsdp=null", f"sft.config.optim={optim}", "sft.config.cutoff_len=16")
+    found = fit_sft.need(stage("sft", *words).settings, LARGE, Cards(1, 1, H200))
+    assert found.states == 16 * LARGE.trained + 4 * LARGE.frozen + root * LARGE.trained
+    assert found.whole >= found.states
+
+
 @pytest.mark.parametrize(
     ("longest", "cards", "batch", "made"),
     [

@@ -5,6 +5,7 @@ LLaMA-Factory trains float32 weights without pure_bf16. Bytes on a GPU:
     states       weights 4, gradient 4, Adam's moments 8 a trained parameter (half of each in bfloat16); weights alone a frozen
                  one; shared out among the GPUs where they are sharded
     activations  of a micro-batch's tokens: 2 x hidden size x layers with gradient checkpointing, and memory.LOGITS x vocabulary
+    root         after them, 4 a trained parameter while Adam steps, of all second moments; a fused one has none (fit_rl.py)
 
 The rule: as many rows at a time (per_device_train_batch_size) as fit beside the states, were all as long as the longest: the
 largest power of two that divides a GPU's share of the batch.
@@ -25,8 +26,10 @@ def need(settings: Mapping[str, Any], of: Model, on: Cards) -> Need:
     shared = on.count if sft_spread.sharded(config) else 1
     size = 2 if config.get("pure_bf16") else 4
     states = size * (4 * of.trained + of.frozen) // shared
+    root = size * of.trained // shared if config.get("optim") == "adamw_torch" else 0
     tokens = int(config.get("cutoff_len", 2048)) * sft_spread.at_a_time(config)
-    return Need(states, states + tokens * (LOGITS * of.vocabulary + 2 * of.hidden * of.layers))
+    activations = tokens * (LOGITS * of.vocabulary + 2 * of.hidden * of.layers)
+    return Need(states + root, states + max(root, activations))
 
 
 def rows(settings: Mapping[str, Any], longest: int, of: Model, on: Cards) -> int:
