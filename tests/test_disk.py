@@ -199,6 +199,10 @@ def test_estimates_follow_the_settings(tmp_path: Path) -> None:
     assert told("rl", "rl", "budget.rl_steps=500") == 2 + 3 * 16
     assert told("interleaved", "rl", "budget.rl_steps=150", "recipe.rounds=3") == 2 + 16, "of each round"
     assert told("ablation/rl_ppo", "rl") == 2 + 3 * 28
+    assert told("sft", "sft", "+sft.config.pure_bf16=true") == 2 + 2 + 3 * 8
+    half = "rl.verl.actor_rollout_ref.actor.fsdp_config.model_dtype=bf16"
+    assert told("rl", "rl", half) == 2 + 3 * 8
+    assert told("ablation/rl_ppo", "rl", half) == 2 + 3 * (8 + 12), "the critic stays in float32"
 
 
 def test_tables_are_counted_by_what_they_are_made_from(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 Bytes per parameter of a native checkpoint: LLaMA-Factory's Trainer writes the model (at most float32), under FSDP the whole
 float32 weights beside it (accelerate 1.11, utils/fsdp_utils.py), under DeepSpeed float32 master weights, and Adam's two moments
 in float32. verl writes float32 shards, the moments, and the model for hand-off (utils/checkpoint/fsdp_checkpoint_manager.py).
+All of it is half as large where weights and moments are trained in bfloat16 (pure_bf16; verl's model_dtype).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from synergy.driver import checkpoint
 from synergy.driver.plan import MODELS, Step
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Job, Progress, rl_critic, sft, sft_length, sft_spread
+from synergy.stages import Job, Progress, fit_rl, rl_critic, sft, sft_length, sft_spread
 
 WHOLE, MOMENTS = 4, 8
 """Bytes per parameter: of float32 weights, and of Adam's two moments in float32."""
@@ -65,11 +66,19 @@ def native(stage: str, settings: Mapping[str, Any], count: int) -> int:
             return 0
         config = settings.get("config", {})
         moments = 0 if config.get("save_only_model") else MOMENTS + WHOLE * sft_spread.sharded(config)
-        return count * (WHOLE + moments)
+        return count * (WHOLE + moments) // _halves(stage, settings)
     verl = settings.get("verl", {})
     saved = verl.get("actor_rollout_ref", {}).get("actor", {}).get("checkpoint", {}).get("save_contents", SAVED)
     policy = WHOLE * ("model" in saved) + MOMENTS * ("optimizer" in saved) + WHOLE * ("hf_model" in saved)
-    return count * (policy + (WHOLE + MOMENTS) * rl_critic.wanted(verl))
+    return count * policy // _halves(stage, settings) + count * (WHOLE + MOMENTS) * rl_critic.wanted(verl)
+
+
+def _halves(stage: str, settings: Mapping[str, Any]) -> int:
+    """2 where weights and moments are trained in bfloat16 themselves, else 1."""
+    if stage == "sft":
+        return 2 if settings.get("config", {}).get("pure_bf16") else 1
+    actor = settings.get("verl", {}).get("actor_rollout_ref", {}).get("actor", {})
+    return WHOLE // fit_rl.width(actor.get("fsdp_config", {}).get("model_dtype"))
 
 
 def of_step(step: Step, model: int, steps: Sequence[Step] = ()) -> int:
@@ -80,7 +89,7 @@ def of_step(step: Step, model: int, steps: Sequence[Step] = ()) -> int:
     settings, kind = step.stage.settings, step.stage.kind
     if kind in ("sft", "rl"):
         count = parameters(step.inputs["base"]) if "base" in step.inputs else 0
-        final = count * WHOLE if kind == "sft" else 0  # LLaMA-Factory writes the whole model at the end
+        final = count * WHOLE // _halves(kind, settings) if kind == "sft" else 0  # LLaMA-Factory writes the whole model at the end
         most = _kept(kind, settings) + 1
         if kind == "rl" and (saves := _saves(step, steps)):
             most = min(most, saves)
@@ -196,7 +205,7 @@ def ahead(job: Job, now: Progress | None, whole: int | None) -> int:
     count, published = parameters(base), weights(base)
     each = native(kind, job.settings, count)
     there = {int(re.split("[-_]", p.name)[-1]): size(p) for p in job.work.glob(NATIVE[kind])}
-    last = WHOLE * count if kind == "sft" else 0
+    last = WHOLE * count // _halves(kind, job.settings) if kind == "sft" else 0
     if not each or (now is not None and whole == now.total):  # the final model is left, LLaMA-Factory's own
         return RESERVE + published + max(0, last - sum(p.stat().st_size for p in job.work.glob("out/*.safetensors")))
     one = there.get(whole, 0) if whole is not None else each

@@ -153,8 +153,12 @@ def _reference(told: Mapping[str, Any], of: Model) -> int:
 
 def _width(told: Mapping[str, Any], role: str) -> int:
     """Bytes of a weight; float32 where nothing is told."""
-    found = told.get(f"{role}.fsdp_config.model_dtype")
-    return 4 if found is None or str(found) in FLOAT32 else 2
+    return width(told.get(f"{role}.fsdp_config.model_dtype"))
+
+
+def width(dtype: Any) -> int:
+    """Bytes of a weight of verl's model_dtype; float32 where nothing is told."""
+    return 4 if dtype is None or str(dtype) in FLOAT32 else 2
 
 
 def _vllm(told: Mapping[str, Any], on: Cards) -> int:
