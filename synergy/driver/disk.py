@@ -89,7 +89,7 @@ def of_step(step: Step, model: int, steps: Sequence[Step] = ()) -> int:
     settings, kind = step.stage.settings, step.stage.kind
     if kind in ("sft", "rl"):
         count = parameters(step.inputs["base"]) if "base" in step.inputs else 0
-        final = count * WHOLE // _halves(kind, settings) if kind == "sft" else 0  # LLaMA-Factory writes the whole model at the end
+        final = count * WHOLE // _halves(kind, settings) if kind == "sft" else 0  # the whole model, at its end
         most = _kept(kind, settings) + 1
         if kind == "rl" and (saves := _saves(step, steps)):
             most = min(most, saves)
