@@ -128,6 +128,15 @@ def test_a_host_without_the_environment_is_named(cluster: Cluster) -> None:
     )
 
 
+def test_gloo_takes_the_interface_of_rays_address_unless_it_is_told(cluster: Cluster) -> None:
+    """By itself it listens on 127.0.1.1 there, and the test below fails after minutes."""
+    code = "import gloo_interface as g, os; print(os.environ['GLOO_SOCKET_IFNAME'], g.interface('192.0.2.1'))"
+    argv, env = (environments.locate("verl"), "-c", code), {"PYTHONPATH": paths.pythonpath()}
+    assert cluster.worker.run("getent", "hosts", "worker").stdout.split() == ["127.0.1.1", "worker"]
+    assert cluster.worker.run(*argv, **env).stdout.split() == ["eth0", "None"]
+    assert cluster.worker.run(*argv, **env, GLOO_SOCKET_IFNAME="ib0").stdout.split() == ["ib0", "None"]
+
+
 def meeting(host: Host, other: Host) -> set[str]:
     """Which of the trainers there hold a connection to the other host."""
     found = set()
