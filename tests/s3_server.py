@@ -1,7 +1,8 @@
-"""A real S3 server on loopback for tests: nanio (PyPI), which keeps objects as files and checks Signature V4.
+"""A real S3 server for tests, on loopback or a host of its own (`hosts.py`): nanio (PyPI), which keeps objects as files
+and checks Signature V4.
 
 It has no TLS, no policies, no throttling, and is never stale; it has no quota either, so a limit stands before it that answers
-as servers with quotas do. `python s3_server.py FOLDER PORT QUOTA_BYTES`, keys in NANIO_ACCESS_KEY and NANIO_SECRET_KEY.
+as servers with quotas do. `python s3_server.py FOLDER PORT QUOTA_BYTES ADDRESS`, keys in NANIO_ACCESS_KEY and NANIO_SECRET_KEY.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hosts import Host
 
 ACCESS, SECRET, BUCKET = "tester", "only-for-these-tests", "bucket"
 FULL = b"<?xml version='1.0'?><Error><Code>QuotaExceeded</Code><Message>The bucket's quota is used up</Message></Error>"
@@ -30,12 +34,13 @@ class Server:
     data: Path
     port: int
     process: subprocess.Popen[bytes]
+    address: str = "127.0.0.1"
 
     @property
     def env(self) -> dict[str, str]:
         """What a client needs to know, in the environment."""
         return {
-            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_ENDPOINT_URL": f"http://{self.address}:{self.port}",
             "AWS_ACCESS_KEY_ID": ACCESS,
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_REGION": "us-east-1",
@@ -53,27 +58,36 @@ class Server:
 
 
 @contextmanager
-def serving(data: Path, quota: int = 1 << 60) -> Iterator[Server]:
-    """The server with one bucket."""
+def serving(data: Path, quota: int = 1 << 60, host: Host | None = None) -> Iterator[Server]:
+    """The server with one bucket. data: a folder that the host sees too."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    address = host.address if host else "127.0.0.1"
     (data / BUCKET).mkdir(parents=True, exist_ok=True)
     keys = {"NANIO_ACCESS_KEY": ACCESS, "NANIO_SECRET_KEY": SECRET, "NANIO_DATA_DIR": str(data)}
-    command = [sys.executable, __file__, str(data), str(port), str(quota)]
-    process = subprocess.Popen(command, env={**os.environ, **keys}, stderr=subprocess.DEVNULL)
+    command = [sys.executable, __file__, str(data), str(port), str(quota), address]
+    process = subprocess.Popen(
+        host.words(*command) if host else command, env={**os.environ, **keys}, stderr=subprocess.DEVNULL
+    )
     try:
         for _ in range(300):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
+            if _answers(address, port, host):
+                break
             assert process.poll() is None, "the server did not start"
             time.sleep(0.1)
-        yield Server(data, port, process)
+        yield Server(data, port, process, address)
     finally:
         process.send_signal(signal.SIGCONT)
         process.kill()
         process.wait()
+
+
+def _answers(address: str, port: int, host: Host | None) -> bool:
+    if host:
+        return host.run("bash", "-c", f"exec 3<>/dev/tcp/{address}/{port}").returncode == 0
+    with socket.socket() as probe:
+        return probe.connect_ex((address, port)) == 0
 
 
 @dataclass
@@ -143,4 +157,4 @@ if __name__ == "__main__":
     folder, number, most = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     app = build_app()
     chosen = app if most >= 1 << 60 else limited(app, folder, most)
-    uvicorn.run(chosen, host="127.0.0.1", port=number, log_level="error", access_log=False)
+    uvicorn.run(chosen, host=sys.argv[4], port=number, log_level="error", access_log=False)

@@ -309,7 +309,7 @@ def test_verl_attaches_and_all_else_goes_out_by_the_launcher() -> None:
     assert words["++ray_kwargs.ray_init.address"] == "auto" and words["++ray_kwargs.ray_init.num_cpus"] is None
     assert words["++ray_kwargs.ray_init.namespace"] == "rl-1-attempt-2"
     envs = {name.rpartition(".")[2]: value for name, value in words.items() if "env_vars" in name}
-    assert envs == {"VERL_X": "1", "VERL_USE_EXTERNAL_MODULES": "a,verl_queue"}, (
+    assert envs == {"VERL_X": "1", "VERL_USE_EXTERNAL_MODULES": "a,verl_queue,gloo_interface"}, (
         "what concerns Ray is the cluster's to say"
     )
     command = Command(("llamafactory-cli", "train", "x.yaml"), {"A": "1", "RAY_B": "1"})

@@ -40,6 +40,9 @@ class Place:
         """The command's output in pieces, then its exit code."""
         from synergy.machine import die_with_parent
 
+        if "MASTER_ADDR" in env:
+            import gloo_interface  # noqa: F401 - the command inherits its variable
+
         mine = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # Ray's, by num_cpus
         self.child = subprocess.Popen(
             [sys.executable, program, "--guard", *argv],

@@ -17,8 +17,9 @@ from synergy.cluster.needs import Need
 from synergy.stages import Command, Job, Stage
 
 RAY = "ray_kwargs.ray_init"
-MODULES, QUEUE = "VERL_USE_EXTERNAL_MODULES", "verl_queue"
-"""verl's hook for plug-ins, and the one by which two RL jobs of one cluster have queues of their own."""
+MODULES, QUEUE, GLOO = "VERL_USE_EXTERNAL_MODULES", "verl_queue", "gloo_interface"
+"""verl's hook for plug-ins, the one by which two RL jobs of one cluster have queues of their own, and the one by which gloo's
+ranks on several hosts meet."""
 OVERRIDE = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
 """Ray's word for: what a stage says of its environment wins over the job's, where they differ."""
 
@@ -40,7 +41,8 @@ def verl_overrides(job: Job, env: Mapping[str, str]) -> dict[str, Any]:
     if needs.SETTING not in settings:
         return {}
     need = Need(**settings[needs.SETTING])
-    env = {**env, MODULES: ",".join(filter(None, (env.get(MODULES), QUEUE)))}
+    modules = (env.get(MODULES), QUEUE, GLOO if need.nodes > 1 else None)
+    env = {**env, MODULES: ",".join(filter(None, modules))}
     given = {name for part in ("verl", "verl_add") for name in settings[part].get("ray_kwargs", {}).get("ray_init", {})}
     return {
         "trainer.nnodes": need.nodes,
