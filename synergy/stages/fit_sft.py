@@ -26,7 +26,8 @@ def need(settings: Mapping[str, Any], of: Model, on: Cards) -> Need:
     size = 2 if config.get("pure_bf16") else 4
     states = size * (4 * of.trained + of.frozen) // shared
     tokens = int(config.get("cutoff_len", 2048)) * sft_spread.at_a_time(config)
-    return Need(states, states + tokens * (LOGITS * of.vocabulary + 2 * of.hidden * of.layers))
+    whole = states + tokens * (LOGITS * of.vocabulary + 2 * of.hidden * of.layers)
+    return Need(states, whole, whole)
 
 
 def rows(settings: Mapping[str, Any], longest: int, of: Model, on: Cards) -> int:
