@@ -24,9 +24,12 @@ ESTIMATED = "_estimated"
 
 def before(step: Step, todo: Plan) -> dict[str, float]:
     """Estimates of what the step will take, as far as they can be told. todo: its plan."""
-    hours, need = cost.estimate(step, todo.steps, todo.warm), fit.needed(step.stage, step.inputs.get("base"))
     found = {DISK: disk.estimate(step, todo.steps) / 1e9}
-    return found | ({HOURS: hours.hours} if hours else {}) | ({MEMORY: need[0].process / 1e9} if need else {})
+    if hours := cost.estimate(step, todo.steps, todo.warm):  # on GPUs, of a model that is here
+        found[HOURS] = hours.hours
+        if need := fit.needed(step.stage, step.inputs.get("base")):
+            found[MEMORY] = need[0].process / 1e9
+    return found
 
 
 def after(

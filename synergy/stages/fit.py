@@ -4,6 +4,7 @@ fit_vllm.py)."""
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,13 @@ def _card(stage: Stage) -> int:
     if (placed := needs.of(stage)) is not None:
         return int(placed.gpu_memory_gb * 1e9) if placed.gpus else 0
     return machine.gpu_memory()
+
+
+def taken(stage: Stage, gib: Iterable[float]) -> dict[str, float]:
+    """The figure of what the framework tells, in GiB, now and then; none without a GPU, where verl's CPU platform tells the
+    process's own memory, and LLaMA-Factory 0."""
+    most = max(gib, default=0.0)
+    return {TAKEN: round(most * 2**30 / 1e9, 2)} if most and _card(stage) else {}
 
 
 def filled(stage: Stage, base: Path) -> dict[str, Any]:

@@ -388,9 +388,7 @@ def collect(job: Job, out: Path) -> dict[str, Any]:
     for name, ours in {"seconds": "seconds_per_step", "tokens": "tokens_per_step"}.items():
         if values := [row[name] for row in metrics if name in row]:
             told[ours] = statistics.median(values)
-    most = max((row.get("memory_gib", 0.0) for row in metrics), default=0.0)
-    if most and fit.cards(job.stage).memory:  # on a CPU it is the process's own memory
-        told[fit.TAKEN] = round(most * 2**30 / 1e9, 2)
+    told |= fit.taken(job.stage, (row.get("memory_gib", 0.0) for row in metrics))
     if broken := [row for row in rollouts(job.work / "rollouts") if row["broken"]]:
         (out / "broken.jsonl").write_text("".join(json.dumps(row) + "\n" for row in broken))
         names = len({row["id"] for row in broken})

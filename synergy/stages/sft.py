@@ -322,8 +322,7 @@ def collect(job: Job, out: Path) -> dict[str, Any]:
     losses = [row["loss"] for row in metrics if "loss" in row]
     if losses:
         figures |= {"loss_first": losses[0], "loss_last": losses[-1]}
-    if most := max((row.get("vram_allocated", 0.0) for row in _log_rows(job)), default=0.0):  # 0 without a GPU
-        figures[fit.TAKEN] = round(most * 2**30 / 1e9, 2)
+    figures |= fit.taken(job.stage, (row.get("vram_allocated", 0.0) for row in _log_rows(job)))
     if pace := _seconds_per_step(told):
         figures["seconds_per_step"] = pace
     return {
