@@ -290,7 +290,8 @@ class Cluster:
     memory_gb: float | None = number(None, least=0)
     """Memory of each node that a stage claims, into which what RL sends there must fit; null: not asked for."""
     gpu_memory_gb: float | None = number(None, least=0)
-    """Memory of each GPU there, by which recipes/rl/paper chooses how the model is spread; null: not known."""
+    """Memory of each GPU there, by which recipes/rl/paper chooses how the model is spread, and what can't fit is refused. Null:
+    as ``synergy submit`` reads it from the nodes; not known where they tell none, and under a script of ``--dry-run``."""
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     """Name or kind of a stage -> its own nodes, gpus, cpus, memory_gb, gpu_memory_gb, as in +cluster.stages.evaluate.gpus=1:
     evaluations of several models then run side by side on one node."""

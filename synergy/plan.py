@@ -15,7 +15,7 @@ from rich.table import Table
 
 from synergy import cli, stages
 from synergy.compose import Task
-from synergy.driver import cost, disk, plan, sharing
+from synergy.driver import cost, disk, plan, sharing, taken
 from synergy.driver.plan import Plan, Step
 from synergy.report import form
 from synergy.stages import fit
@@ -59,9 +59,9 @@ def _unknown(tasks: Sequence[Task], plans: Sequence[Plan]) -> list[str]:
 
 
 def _one(todo: Plan, console: Console) -> None:
-    memory = _gpu_memory(todo.steps)
     left = cost.estimates([todo])
-    hours = cost.cells(todo.steps, left)
+    memory = taken.cells(todo.steps, taken.MEMORY, _gpu_memory(todo.steps))
+    hours = taken.cells(todo.steps, taken.HOURS, {folder: str(one) for folder, one in left.items()})
     names = ("disk", *["memory"] * bool(memory), *["GPU hours"] * bool(hours))
     table = _table("stage", "what", "action", "why", *names, "native command, in")
     for step, act, size in _cells(todo.steps):
@@ -88,7 +88,7 @@ def _gpu_memory(steps: Sequence[Step]) -> dict[Path, str]:
 def _several(tasks: Sequence[Task], plans: Sequence[Plan], console: Console) -> None:
     found = sharing.distinct(plans)
     steps, left = [one.step for one in found], cost.estimates(plans)
-    hours = cost.cells(steps, left)
+    hours = taken.cells(steps, taken.HOURS, {folder: str(one) for folder, one in left.items()})
     table = _table("stage", "what", "jobs", "action", "why", "disk", *["GPU hours"] * bool(hours), "in")
     for one, (step, act, size) in zip(found, _cells(steps), strict=True):
         names = ", ".join(tasks[number].name for number in one.users)
@@ -112,14 +112,10 @@ def _table(*names: str) -> Table:
 
 
 def _cells(steps: Sequence[Step]) -> list[tuple[Step, str, str]]:
-    """Each step with its action and the disk that it needs, in words."""
-    base = next((step.inputs["base"] for step in steps if "base" in step.inputs), None)
-    model = disk.weights(base) if base is not None and base.is_dir() else 0
-    sizes = [disk.of_step(step, model, steps) for step in steps]
-    return [
-        (step, f"[{COLOURS[step.action]}]{step.action}[/]", f"{size / 1e9:.2f} GB" if size else "-")
-        for step, size in zip(steps, sizes, strict=True)
-    ]
+    """Each step with its action and the disk that it needs, or needed, in words."""
+    left = {step.folder: size for step in steps if (size := disk.estimate(step, steps))}
+    sizes = taken.cells(steps, taken.DISK, {folder: f"{size / 1e9:.2f} GB" for folder, size in left.items()})
+    return [(step, f"[{COLOURS[step.action]}]{step.action}[/]", sizes.get(step.folder, "-")) for step in steps]
 
 
 def _counts(steps: Sequence[Step]) -> str:

@@ -18,7 +18,7 @@ from synergy.compose import Task
 from synergy.config import Config, Run
 from synergy.driver import cost, disk, display, execute, identity, keep, plan, sharing, state, store, warm
 from synergy.driver.execute import Limits
-from synergy.driver.plan import Plan
+from synergy.driver.plan import Plan, Step
 from synergy.errors import StageFailed, UserError
 from synergy.report import results
 from synergy.stages import fit
@@ -118,7 +118,14 @@ def preflight(tasks: Sequence[Task], plans: Sequence[Plan]) -> None:
                 if step.action != "reuse" and stage not in seen:
                     seen.add(stage)
                     stages.kind(step.stage.kind).check(step.stage, todo.pythons)
-                    fit.check(step.stage, step.inputs.get("base"))
+                    fit.check(step.stage, _sized(step, todo))
+
+
+def _sized(step: Step, todo: Plan) -> Path | None:
+    """A checkpoint of the size of the step's model: its base, the model itself, or the plan's base."""
+    places = [step.inputs[role] for role in ("base", "model") if role in step.inputs]
+    places += [one.inputs["base"] for one in todo.steps if "base" in one.inputs]
+    return next((place for place in places if (place / "config.json").is_file()), None)
 
 
 def finish(cfg: Config, todo: Plan, server: warm.Warm | None, plans: Sequence[Plan]) -> None:

@@ -15,8 +15,8 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
-from synergy import cli, environments, paths, stages, strategies
-from synergy.cluster import jobs, lacks, manifests, needs
+from synergy import cli, compose, environments, paths, stages, strategies
+from synergy.cluster import gpu_memory, jobs, lacks, manifests, needs
 from synergy.compose import Task
 from synergy.config import Config
 from synergy.driver import externals, private
@@ -43,11 +43,13 @@ def action(tasks: list[Task], dry: str = "") -> int | None:
     if lacking:
         print(f"the job will wait: {lacking}", flush=True)
     pythons = {str(path) for task in tasks for path in _pythons(task.cfg)}
-    lacks.look(client, there(cfg) + interpreter(cfg), pythons, folder(cfg))
+    more = lacks.look(client, there(cfg) + interpreter(cfg), pythons, folder(cfg), sys.argv[1:])
+    if more:  # the probe has looked, too; a model may be here and not there yet
+        _check(compose.tasks([*sys.argv[1:], *more]))
     name = f"{manifests.name(tasks[0].recipe)}-{uuid.uuid4().hex[:6]}"
     env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **cfg.cluster.env}
     told = {"synergy": "run", "run.dir": folder(cfg) or cfg.run.dir}
-    jobs.send(client, there(cfg) + driver(cfg), name, env, told)
+    jobs.send(client, there(cfg) + driver(cfg, more), name, env, told)
     print(f"job {name} at {client.address}; it goes on without this terminal:")
     for verb in ("logs", "status", "stop"):
         print(f"  synergy job {verb} {name} --address {client.address}")
@@ -77,6 +79,7 @@ def _check(tasks: Sequence[Task]) -> list[needs.Need]:
             private.check(task.cfg)
             if not task.cfg.cluster.workdir:  # else a name may be of a folder there
                 externals.require_named(task.cfg)
+                gpu_memory.check(task.cfg)
             found += [need for stage in strategies.stages(task.cfg) if (need := needs.of(stage)) is not None]
     return found
 
@@ -108,9 +111,9 @@ def interpreter(cfg: Config) -> str:
     return (f"PYTHONPATH={shlex.quote(str(paths.ROOT))} " if paths.CHECKOUT else "") + _python(cfg)
 
 
-def driver(cfg: Config) -> str:
-    """Shell words that start the driver, with the words of this command line."""
-    return f"{interpreter(cfg)} -m synergy.run {shlex.join(sys.argv[1:])}"
+def driver(cfg: Config, more: Sequence[str] = ()) -> str:
+    """Shell words that start the driver, with the words of this command line. more: words that the cluster added."""
+    return f"{interpreter(cfg)} -m synergy.run {shlex.join([*sys.argv[1:], *more])}"
 
 
 def main() -> int:

@@ -3,6 +3,7 @@ jobs that are followed, left, followed again and stopped."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray_cluster
+from conftest import make_checkpoint
 from ray_cluster import Local
 
 from synergy import paths
@@ -28,8 +30,18 @@ PYTHON = f"cd {paths.ROOT} && {sys.executable}"
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Local]:
-    with ray_cluster.local(1, 1, env=TOKEN) as made:
+def cards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the nodes' nvidia-smi says; where there is no such file, nothing, as on nodes whose GPUs are virtual."""
+    folder = tmp_path_factory.mktemp("smi")
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\nexec cat {folder}/cards\n")
+    program.chmod(0o755)
+    return folder / "cards"
+
+
+@pytest.fixture(scope="module")
+def cluster(cards: Path) -> Iterator[Local]:
+    with ray_cluster.local(1, 1, env={**TOKEN, "PATH": f"{cards.parent}:{os.environ['PATH']}"}) as made:
         yield made
 
 
@@ -103,6 +115,61 @@ def test_a_node_without_the_image_and_another_version_are_named(client: jobs.Cli
     with pytest.raises(UserError, match=r"runs Ray 2\.9\.0, and here is"):
         lacks.ray_version(jobs.Client(client.address, client.sdk, "2.9.0"))
     lacks.look(client, PYTHON, [sys.executable], str(tmp_path))
+
+
+def large(folder: Path) -> Path:
+    """A checkpoint of 3 billion bfloat16 parameters, whose bytes are a hole in the file."""
+    made = make_checkpoint(folder)
+    sizes = {"vocab_size": 150_000, "hidden_size": 2_000, "num_hidden_layers": 1}
+    (made / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl", **sizes}))
+    header = json.dumps(
+        {"model.w": {"dtype": "BF16", "shape": [3_000_000, 1000], "data_offsets": [0, 6 * 10**9]}}
+    ).encode()
+    with (made / "model.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + 6 * 10**9)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("said", "told", "words"),
+    [
+        ("A, 24564", "stage sft: weights, gradients and optimizer take 48 GB on each of 1 GPUs with 26 GB; take ", []),
+        ("A, 81559", "cluster.gpu_memory_gb=141 is more than there is: stage eval-base may come to node ",
+         ["cluster.gpu_memory_gb=141"]),
+        ("A, 6000", "stage eval-base: the model's weights take 6.0 GB of each GPU, and vLLM may take 0.92 of 6.2 GB; spread",
+         ["evaluate.server=[]"]),
+    ],
+)  # fmt: skip
+def test_gpus_with_too_little_memory_are_one_message_and_nothing_is_queued(
+    cluster: Local, client: jobs.Client, cards: Path, tmp_path: Path, said: str, told: str, words: list[str]
+) -> None:
+    """By what the nodes tell, and no node is occupied for it."""
+    before = sent(client)
+    given = ["recipe=sft", "cluster=ray", f"cluster.address={cluster.address}", f"run.dir={tmp_path}/run"]
+    cards.write_text(f"B, 143771\n{said}\n")
+    try:
+        done = call("submit", *given, f"model.path={large(tmp_path / 'model')}", *words)
+    finally:
+        cards.unlink()
+    assert done.returncode == 2 and told in done.stderr and "Traceback" not in done.stderr, done.stdout + done.stderr
+    assert sent(client) == before
+
+
+def test_what_the_nodes_tell_of_their_gpus_goes_with_the_job(
+    cluster: Local, client: jobs.Client, cards: Path, tmp_path: Path
+) -> None:
+    """The driver then ends at once, as its store is not there."""
+    given = ["recipe=sft", "cluster=ray", f"cluster.address={cluster.address}", f"run.dir={tmp_path}/run"]
+    cards.write_text("B, 143771\nA, 81559\n")
+    try:
+        done = call("submit", *given, f"run.store=file://{tmp_path}/nowhere")
+    finally:
+        cards.unlink()
+    assert done.returncode == 2, done.stdout + done.stderr
+    (name,) = re.findall(r"^job (\S+) at", done.stdout, re.M)
+    assert jobs.info(client, name).entrypoint.endswith(" cluster.gpu_memory_gb=85.5")
+    assert lacks.look(client, PYTHON, [], str(tmp_path), given) == [], "virtual GPUs tell none, and null stays null"
 
 
 def test_another_synergy_on_the_cluster_is_refused(client: jobs.Client, monkeypatch: pytest.MonkeyPatch) -> None:

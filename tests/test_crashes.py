@@ -103,11 +103,11 @@ def boundaries(clock: Clock) -> Iterator[None]:
         elif more:  # not ours
             rmtree(path, ignore_errors, **more)
 
-    def process(command: Any, job: Job, *rest: Any) -> int:
+    def process(command: Any, job: Job, *rest: Any) -> tuple[int, int]:
         clock("after spawn")
         doubles.train(job, clock) if job.stage.kind in TRAINING else other.work(job)
         clock("after the child")
-        return 0
+        return 0, 0
 
     append, rmtree, other = ledger.append, shutil.rmtree, Other(clock)
     real = {name: stages.kind(name) for name in TRAINING}

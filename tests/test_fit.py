@@ -124,7 +124,13 @@ def test_what_a_host_must_hold(model: Model, cards: Cards, words: tuple[str, ...
 def test_what_rl_took_on_an_h200(took: float, model: Model, words: tuple[str, ...]) -> None:
     """verl's own perf/max_memory_allocated_gb (GiB; benchmarks/results/h200.md)."""
     settings = stage("rl", *words).settings
-    assert fit_rl.need(settings, model, Cards(1, 1, 150 * 10**9)).whole == pytest.approx(took * 2**30, rel=0.04)
+    found = fit_rl.need(settings, model, Cards(1, 1, 150 * 10**9))
+    assert found.whole == found.process == pytest.approx(took * 2**30, rel=0.04)
+
+
+def test_what_the_training_process_takes_is_without_vllm() -> None:
+    found = fit_rl.need(stage("rl", f"{VLLM}=0.8").settings, SMALL, Cards(8, 8, H200))
+    assert found.process < 0.3 * H200 and found.whole > 0.8 * H200
 
 
 def test_a_7b_on_an_h200_needs_a_fused_adam() -> None:
@@ -246,6 +252,50 @@ def test_a_host_with_too_little_memory_is_refused_before_anything_starts(
         fit.check(stage("rl", *placed, "cluster.memory_gb=134"), tmp_path)
     fit.check(stage("rl", *placed, "cluster.memory_gb=268"), tmp_path)
     fit.check(stage("rl", *placed), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "fine"),
+    [
+        ("", False),  # 16.6 GB of 0.92 x 16
+        ("--tensor-parallel-size=2", True),
+        ("-tp 2", True),
+        ("--pipeline_parallel_size=2", True),
+        ("--tensor-parallel-size=2 --dtype=float32", False),
+        ("--tensor-parallel-size=4 --dtype float32", True),
+        ("--tensor-parallel-size=2 --gpu-memory-utilization=0.5", False),
+        ("--quantization=fp8", True),  # another sum
+    ],
+)
+def test_a_server_whose_weights_alone_are_too_much_is_refused(
+    monkeypatch: pytest.MonkeyPatch, words: str, fine: bool
+) -> None:
+    monkeypatch.setattr(machine, "gpu_memory", lambda: 16 * 10**9)
+    monkeypatch.setattr(memory, "model", lambda base, frozen_vision: LARGE)
+    server = f"evaluate.server={json.dumps(words.split())}"
+    here = plan("base", "scale=qwen2_5_vl_7b", BENCH, server)["eval-base"]
+    placed = ("cluster=ray", "cluster.address=http://a:1", "cluster.gpus=4", "cluster.gpu_memory_gb=16")
+    for made in (here, plan("base", "scale=qwen2_5_vl_7b", BENCH, server, *placed)["eval-base"]):
+        if fine:
+            fit.check(made, lab.BASE)
+        else:
+            with pytest.raises(
+                UserError, match=r"eval-base: the model's .* \(evaluate.server: --tensor-parallel-size=\d\)"
+            ):
+                fit.check(made, lab.BASE)
+    monkeypatch.setattr(machine, "gpu_memory", lambda: 0)
+    fit.check(here, lab.BASE)
+
+
+def test_an_engine_whose_weights_alone_are_too_much_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "gpu_memory", lambda: 16 * 10**9)
+    monkeypatch.setattr(memory, "model", lambda base, frozen_vision: LARGE)
+    words = ("scale=qwen2_5_vl_7b", "data.source=/data", BENCH)
+    with pytest.raises(
+        UserError, match=r"passes.* 16\.6 GB .* 0\.9 of 16\.0 GB; .*\+sample\.engine\.tensor_parallel_size=2"
+    ):
+        fit.check(plan("interleaved", *words)["passes"], lab.BASE)
+    fit.check(plan("interleaved", *words, "+sample.engine.tensor_parallel_size=2")["passes"], lab.BASE)
 
 
 def test_a_container_may_have_less_memory_than_its_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from test_strategies import plan
 
 from reward_fns import gold, length
 from reward_fns.accuracy_format import compute_score, settings_problem, think_then_box
-from synergy import lab
-from synergy.stages import Job, rl
+from synergy import lab, machine
+from synergy.stages import Job, fit, rl
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = "<think>3 and 4 make 7.</think>\n\\boxed{7}"
@@ -188,6 +188,19 @@ def test_broken_rollouts_are_kept_and_reported(tmp_path: Path) -> None:
     assert figures["warning"].startswith("1 rollouts of 1 questions could not be judged")
     assert json.loads((tmp_path / "out/broken.jsonl").read_text())["rule"] == "broken: no gold"
     assert [json.loads(line)["id"] for line in (tmp_path / "out/passes.jsonl").read_text().splitlines()] == ["a"]
+
+
+def test_the_gpu_memory_that_rl_took_is_a_figure_on_gpus_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """verl tells GiB, and on a CPU the process's own memory."""
+    (tmp_path / "attempt-1").mkdir()
+    made = Job(plan("rl")["rl"], "k" * 64, tmp_path, tmp_path / "attempt-1", {}, {})
+    key = "actor/perf/max_memory_allocated_gb"
+    rows = [json.dumps({"step": n, "data": {key: gib}}) for n, gib in enumerate((60.0, 63.4), start=1)]
+    (tmp_path / "attempt-1/verl_metrics.jsonl").write_text("\n".join(rows) + "\n")
+    metrics = [figures for _, figures in rl._metrics(made)]
+    assert fit.taken(made.stage, (row["memory_gib"] for row in metrics)) == {}
+    monkeypatch.setattr(machine, "gpu_memory", lambda: 141 * 10**9)
+    assert fit.taken(made.stage, (row["memory_gib"] for row in metrics)) == {"gpu_memory_gb": 68.08}
 
 
 def test_progress_after_a_kill_is_that_of_the_new_attempt(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from conftest import make_checkpoint
 from test_strategies import plan
 
-from synergy import lab
+from synergy import lab, machine
 from synergy.driver import disk
 from synergy.driver.plan import Step
 from synergy.errors import StageFailed, UserError
@@ -70,6 +70,17 @@ def test_steps_and_pace_are_the_trainers_own(tmp_path: Path, clocks: tuple[str, 
     figures = sft.collect(job, tmp_path / "best")
     assert figures["steps"] == 30, "however seldom it logs"
     assert figures.get("seconds_per_step") == pace
+
+
+@pytest.mark.parametrize(("seen", "told"), [((), None), ((0.0, 0.0), None), ((94.12, 102.5, 98.0), 110.06)])  # GiB
+def test_the_gpu_memory_that_was_taken_is_a_figure(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seen: tuple[float, ...], told: float | None
+) -> None:
+    job = finished(tmp_path)
+    monkeypatch.setattr(machine, "gpu_memory", lambda: 141 * 10**9)
+    rows = [{"current_steps": n, "loss": 1.0, "vram_allocated": one} for n, one in enumerate(seen)]
+    (job.work / "out/trainer_log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert sft.collect(job, tmp_path / "best").get("gpu_memory_gb") == told
 
 
 def test_steps_that_were_repeated_after_a_kill_are_told_once(tmp_path: Path) -> None:

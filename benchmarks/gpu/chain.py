@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from moments import FOLLOWED, STEPS, Watch, attempt
 
-from synergy import machine
 from synergy.driver import ledger
 from synergy.lab import INSTRUCTION, digits
 
@@ -117,7 +116,6 @@ def main() -> int:
     if told["address"]:
         words += ["cluster=ray", f"cluster.address={told['address']}", f"cluster.gpus={told['gpus']}"]
         words += [f"cluster.nodes={told['nodes']}"]
-        words += [f"cluster.gpu_memory_gb={machine.gpu_memory() / 1e9:.0f}"]
     command = [sys.executable, "-m", f"synergy.{verb}", *words, *given]
     with Watch(work / "runs") as watch:
         code = subprocess.run(command, check=False).returncode

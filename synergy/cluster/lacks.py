@@ -54,11 +54,15 @@ def ray_version(client: jobs.Client) -> None:
         )
 
 
-def look(client: jobs.Client, interpreter: str, pythons: Collection[str], folder: str | None) -> None:
-    """Sends the probe and waits for what it tells. interpreter: shell words that start the driver's Python.
+def look(
+    client: jobs.Client, interpreter: str, pythons: Collection[str], folder: str | None, words: Sequence[str] = ()
+) -> list[str]:
+    """Sends the probe and waits for what it tells: words to add to the driver's command line. interpreter: shell words that
+    start the driver's Python; words: of its command line.
 
-    Raises UserError for a node or interpreter that is not as here, and where no driver could be started at all."""
-    spec = json.dumps({"pythons": sorted(pythons), "folder": folder})
+    Raises UserError for a node or interpreter that is not as here, for stages that don't fit into the GPUs there, and where no
+    driver could be started at all."""
+    spec = json.dumps({"pythons": sorted(pythons), "folder": folder, "words": list(words)})
     name = f"synergy-probe-{uuid.uuid4().hex[:8]}"
     jobs.send(client, f"{interpreter} -m {probe.__name__} {shlex.quote(spec)}", name, {}, {"synergy": "probe"})
     end = time.monotonic() + PROBE_SECONDS
@@ -82,7 +86,9 @@ def look(client: jobs.Client, interpreter: str, pythons: Collection[str], folder
             f"the driver can't start on the cluster at {client.address} ({why}). cluster.python names the interpreter there, "
             "cluster.workdir the folder; both must be on the head as they are here, or be named"
         )
-    _compare(client, probe.Found(**json.loads(line[-1])))
+    told = probe.Found(**json.loads(line[-1]))
+    _compare(client, told)
+    return told.words
 
 
 def _compare(client: jobs.Client, there: probe.Found) -> None:

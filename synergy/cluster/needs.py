@@ -50,7 +50,8 @@ class Need:
 
 @dataclass(frozen=True)
 class Node:
-    """A node of the cluster, with what Ray may give away of it. memory_gb: 1e9 bytes."""
+    """A node of the cluster, with what Ray may give away of it. memory_gb: 1e9 bytes; gpu_memory: bytes of its smallest GPU
+    (0: not told; only ``probe`` asks)."""
 
     id: str
     name: str
@@ -58,6 +59,7 @@ class Node:
     cpus: float
     memory_gb: float
     head: bool = False
+    gpu_memory: int = 0
 
     @classmethod
     def of(cls, state: Any) -> Node:

@@ -3,7 +3,8 @@
 SFT and RL: start-up, and 6 FLOPs a trained parameter and token at the rate that one H200 reached with Qwen2.5-VL 3B
 (benchmarks/results/h200.md; for SFT in the trainer, for RL over the whole step, rollouts included). Evaluation and sampling:
 start-up, and tokens at the rate of rollouts there, in proportion to the parameters. Other GPUs are taken for H200s, and several
-for as many times one.
+for as many times one. Start-up is warm or cold (``run.warm``), and does not follow the model's size: a cold RL stage took 197 s
+beside its steps with 3B on a cluster's node, and 310 s with 7B over two.
 
 An estimate is rough (~) where something is not known yet: how long responses are, until a finished stage of the plan tells; how
 long traces are, until the data are prepared; which questions are zero-pass, where SFT takes those: all are counted.
@@ -16,20 +17,30 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from synergy import machine
 from synergy.cluster import needs
 from synergy.driver import disk
+from synergy.driver.warm import VERL as WARM_VERL
 from synergy.stages import Stage, fit, memory, sft_length, within_step
 
 if TYPE_CHECKING:
     from synergy.driver.plan import Plan, Step
 
-SFT_START, SFT_FLOPS = 57.0, 175e12
-"""Seconds, with the check of the model before and with saving and publishing after; FLOPs a second."""
-RL_START, RL_FLOPS = 104.0, 48e12
-SERVER_START, SERVER_TOKENS = 70.0, 7000 * 3.75e9
+
+class Start(NamedTuple):
+    """Seconds of a stage beside its steps or answers: the check of its model, start, saving, publishing. cold: each process
+    imports for itself, and verl starts Ray."""
+
+    warm: float
+    cold: float
+
+
+SFT_START, SFT_FLOPS = Start(57.0, 65.0), 175e12
+"""Seconds; FLOPs a second."""
+RL_START, RL_FLOPS = Start(104.0, 210.0), 48e12
+SERVER_START, SERVER_TOKENS = Start(55.0, 90.0), 7000 * 3.75e9
 """Seconds; tokens a second times parameters."""
 PROMPT, RESPONSE, TRACE = 512, 1024, 4096
 """Tokens where nothing is known, if the limits allow them: of a question with its image, of a response, of an SFT row."""
@@ -65,8 +76,14 @@ def gpus(stage: Stage) -> int:
     return min(int(stage.settings.get("replicas") or 64), len(machine.gpus()))
 
 
-def estimate(step: Step, steps: Sequence[Step]) -> Estimate | None:
-    """steps: of the whole plan. None for a stage without GPUs, or of a model that is not there yet."""
+def starts_warm(stage: Stage, warm: bool) -> bool:
+    """Whether the stage finds its libraries imported. warm: the run's setting, of which a stage on a cluster's nodes has
+    nothing, nor RL but by verl_fork."""
+    return warm and needs.of(stage) is None and (stage.kind != "rl" or stage.settings["module"] == WARM_VERL)
+
+
+def estimate(step: Step, steps: Sequence[Step], warm: bool) -> Estimate | None:
+    """steps: of the whole plan; warm: ``run.warm``. None for a stage without GPUs, or of a model that is not there yet."""
     stage, count = step.stage, gpus(step.stage)
     base = next((one.inputs["base"] for one in (step, *steps) if "base" in one.inputs), None)
     of = memory.model(base, True) if count and base is not None else None
@@ -75,36 +92,23 @@ def estimate(step: Step, steps: Sequence[Step]) -> Estimate | None:
     tokens = _TOKENS[stage.kind](step, {one.stage.name: one for one in steps})
     if stage.kind in ("sft", "rl"):
         start, flops = (SFT_START, SFT_FLOPS) if stage.kind == "sft" else (RL_START, RL_FLOPS)
-        seconds = start + 6.0 * of.trained * tokens.count / (flops * count)
+        seconds = 6.0 * of.trained * tokens.count / (flops * count)
     else:
-        seconds = SERVER_START + tokens.count * (of.trained + of.frozen) / (SERVER_TOKENS * count)
+        start, seconds = SERVER_START, tokens.count * of.whole / (SERVER_TOKENS * count)
+    seconds += start.warm if starts_warm(stage, warm) else start.cold
     return Estimate(seconds * count / 3600, tokens.rough)
 
 
 def estimates(plans: Sequence[Plan]) -> dict[Path, Estimate]:
     """By folder, of the stages that are not finished; one that several plans make once, as the first of them knows it."""
     mine = {
-        step.folder: (step, todo.steps) for todo in reversed(plans) for step in todo.steps if step.action != "reuse"
+        step.folder: (step, todo.steps, todo.warm)
+        for todo in reversed(plans)
+        for step in todo.steps
+        if step.action != "reuse"
     }
     left = {folder: estimate(*one) for folder, one in mine.items()}
     return {folder: found for folder, found in left.items() if found is not None}
-
-
-def told(stage: Stage, thought: Estimate | None, seconds: float) -> dict[str, float]:
-    """The figures of a finished stage, for the ledger. thought: before it began; seconds: what it took."""
-    if thought is None:
-        return {}
-    return {TAKEN: round(seconds * gpus(stage) / 3600, 4), ESTIMATED: round(thought.hours, 4)}
-
-
-def cells(steps: Sequence[Step], left: Mapping[Path, Estimate]) -> dict[Path, str]:
-    """For the plan, by folder: what a stage will take, or took. left: ``estimates``."""
-    made = {folder: str(one) for folder, one in left.items()}
-    for step in steps:
-        figures = step.entry.figures if step.action == "reuse" and step.entry is not None else {}
-        if {TAKEN, ESTIMATED} <= set(figures):
-            made[step.folder] = f"{figures[TAKEN]:.2f}, estimated {figures[ESTIMATED]:.2f}"
-    return made
 
 
 def summary(steps: Sequence[Step], left: Mapping[Path, Estimate]) -> str:

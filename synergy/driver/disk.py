@@ -103,6 +103,11 @@ def of_step(step: Step, model: int, steps: Sequence[Step] = ()) -> int:
     return DATA_BYTES + ANSWER_BYTES * settings.get("n", 1) * _questions(step)
 
 
+def estimate(step: Step, steps: Sequence[Step]) -> int:
+    """``of_step`` within its plan."""
+    return of_step(step, _models(steps)[0], steps)
+
+
 def _kept(kind: str, settings: Mapping[str, Any]) -> int:
     """Native checkpoints that stay at a time."""
     if kind == "rl":
@@ -160,15 +165,16 @@ def lines(file: Path, changed: int) -> int:
 
 
 def size(folder: Path) -> int:
-    """Bytes of a folder's files that are still there when they are looked at."""
-    total = 0
+    """Bytes of a folder's files that are still there when they are looked at; one with several names counts once."""
+    found: dict[tuple[int, int], int] = {}
     for place, _, names in os.walk(folder):
         for name in names:
             try:
-                total += os.stat(os.path.join(place, name)).st_size
+                told = os.stat(os.path.join(place, name))
             except OSError:
                 continue
-    return total
+            found[told.st_dev, told.st_ino] = told.st_size
+    return sum(found.values())
 
 
 def needed(steps: Sequence[Step]) -> int:
@@ -217,13 +223,15 @@ class Watch:
     """Looks at the free space while a stage runs."""
 
     def __init__(self, job: Job) -> None:
-        self.job, self.looked = job, 0.0
+        self.job, self.looked, self.most = job, 0.0, 0
 
     def look(self, now: Progress | None, whole: Callable[[Job], int | None]) -> None:
         """Raises StageFailed before the disk is full; looks every LOOK_SECONDS. whole: the kind's ``resume_point``."""
         if time.monotonic() - self.looked < LOOK_SECONDS:
             return
         self.looked = time.monotonic()
+        if self.job.stage.kind in NATIVE:  # the others take nothing back before they end
+            self.most = max(self.most, size(self.job.folder))
         root = self.job.folder.parent.parent
         there, wanted = free(root), ahead(self.job, now, whole(self.job))
         if there < wanted:

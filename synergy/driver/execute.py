@@ -20,7 +20,6 @@ from synergy.cluster import attach
 from synergy.cluster.room import Room
 from synergy.driver import (
     card,
-    cost,
     disk,
     failure,
     forward,
@@ -32,6 +31,7 @@ from synergy.driver import (
     publish,
     side_by_side,
     store,
+    taken,
 )
 from synergy.driver.keep import Keeper
 from synergy.driver.ledger import Entry
@@ -207,7 +207,7 @@ def _run_step(
     step: Step, todo: Plan, limits: Limits, watch: Watcher, inputs: dict[str, str], held: Held, warm: Warm | None
 ) -> Entry:
     kind = stages.kind(step.stage.kind)
-    thought = cost.estimate(step, todo.steps)
+    thought = taken.before(step, todo)
     started, clock = time.time(), time.monotonic()
     for retry in range(limits.retries + 1):
         attempt = _next_attempt(step.folder)
@@ -216,12 +216,12 @@ def _run_step(
         job.work.mkdir(exist_ok=True)
         held.register.mark(str(job.folder))
         try:
-            peak = 0
+            peak = most = 0
             if limits.verify:
                 digest = inputs.get(forward.ROLE) or step.parts["inputs"].get(forward.ROLE, "")
                 job = forward.model(job, todo.space, digest, _runner(step, limits, watch, held, warm))
             if (command := kind.command(job)) is not None:
-                peak = _run_command(attach.spread(command, job.stage), job, limits, watch, step, held, warm)
+                peak, most = _run_command(attach.spread(command, job.stage), job, limits, watch, step, held, warm)
             break
         except Passing as error:
             if retry == limits.retries:
@@ -250,7 +250,7 @@ def _run_step(
             fingerprint=identity.fingerprint(job.output),
             identity=dict(step.parts),
             inputs=inputs,
-            figures=figures | cost.told(step.stage, thought, seconds),
+            figures=figures | taken.after(step.stage, thought, figures, seconds, max(most, disk.size(step.folder))),
             started=started,
             seconds=seconds,
             peak_memory=peak,
@@ -270,8 +270,9 @@ def _room_again(step: Step, watch: Watcher, held: Held) -> None:
 
 def _run_command(
     command: Command, job: Job, limits: Limits, watch: Watcher, step: Step, held: Held, warm: Warm | None
-) -> int:
-    """Runs a stage's command to a good end; returns its peak memory. Raises UserError or StageFailed otherwise."""
+) -> tuple[int, int]:
+    """Runs a stage's command to a good end; returns the most bytes that it had of the host's memory, and that its folder had
+    as far as it was looked at. Raises UserError or StageFailed otherwise."""
     kind = stages.kind(job.stage.kind)
     script = job.attempt / "command.sh"
     script.write_text(process.shell_script(command))
@@ -304,7 +305,7 @@ def _run_command(
         json.dumps({"code": outcome.code, "seconds": outcome.seconds, "peak_memory": outcome.peak_memory}) + "\n"
     )
     if outcome.failed is None:
-        return outcome.peak_memory
+        return outcome.peak_memory, space.most
     if outcome.code == USER_ERROR and outcome.stopped is None:
         raise UserError(f"stage {job.stage.name}: {process.tail(_log(job), 1)}")
     found = failure.cause(_log(job), failure.memory_kills() > killed)

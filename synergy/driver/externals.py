@@ -124,6 +124,17 @@ def model(name: str, revision: str | None, key: str, cache: Path | None = None, 
     return _hub(name, revision, fetch, Wanted(f"{key}.path", f"{key}.revision", "model"))
 
 
+def at_hand(cfg: Config) -> Path | None:
+    """The folder of the base model, where it is here already; its content is not read. Raises UserError for a hub name without
+    commit."""
+    from synergy import lab
+
+    folder = lab.BASE if cfg.model.path == LAB else Path(cfg.model.path).expanduser()
+    if not folder.is_dir() and HUB_NAME.fullmatch(cfg.model.path):
+        folder = _hub(cfg.model.path, cfg.model.revision, False, MODEL).path
+    return folder if folder.is_dir() else None
+
+
 def tagged(bench: Benchmark, name: str, cache: Path | None, fetch: bool) -> External:
     """The folder of a published benchmark, or of its commit in the hub's cache. Raises UserError for what is neither."""
     folder = Path(name).expanduser()

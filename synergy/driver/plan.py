@@ -69,12 +69,13 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe's steps in order, where they are kept, and the interpreter of each framework that they need."""
+    """A recipe's steps in order, where they are kept, and the interpreter of each framework that they need. warm: run.warm."""
 
     recipe: str
     steps: list[Step]
     space: Workspace
     pythons: Mapping[str, str]
+    warm: bool = False
 
 
 def of_config(cfg: Config, fetch: bool = False) -> Plan:
@@ -86,7 +87,7 @@ def of_config(cfg: Config, fetch: bool = False) -> Plan:
     names = {name for stage in planned for name in stages.kind(stage.kind).FRAMEWORKS}
     pythons = {name: str(environments.find(name, getattr(cfg.frameworks, name))) for name in sorted(names)}
     externals = resolve(cfg, space.digest_cache, fetch, {name for stage in planned for name in stage.inputs.values()})
-    return Plan(cfg.recipe["strategy"], make(planned, externals, space, pythons), space, pythons)
+    return Plan(cfg.recipe["strategy"], make(planned, externals, space, pythons), space, pythons, cfg.run.warm)
 
 
 def make(

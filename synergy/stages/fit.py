@@ -1,8 +1,10 @@
-"""Whether SFT and RL fit into the memory of the GPUs, and the keys that a rule fills in (the sums: fit_sft.py, fit_rl.py)."""
+"""Whether stages fit into the memory of the GPUs, and the keys that a rule fills in (the sums: fit_sft.py, fit_rl.py,
+fit_vllm.py)."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +12,37 @@ from synergy import machine
 from synergy.cluster import needs
 from synergy.data import checks
 from synergy.errors import UserError
-from synergy.stages import Stage, fit_rl, fit_sft, memory, sft_spread, verl_keys
+from synergy.stages import Stage, fit_rl, fit_sft, fit_vllm, memory, sft_spread, verl_keys
 from synergy.stages.memory import HOST_USABLE, USABLE, Cards, Need
+
+TAKEN = "gpu_memory_gb"
+"""Figure of a finished stage: the most that its training process had of one GPU."""
 
 
 def cards(stage: Stage) -> Cards:
     """Those that the stage would run on: of the cluster's nodes, or of this host."""
     if (placed := needs.of(stage)) is not None:
-        card, node = int(placed.gpu_memory_gb * 1e9), int(placed.memory_gb * 1e9)
-        return Cards(placed.nodes * placed.gpus, placed.gpus, card, node)
+        return Cards(placed.nodes * placed.gpus, placed.gpus, _card(stage), int(placed.memory_gb * 1e9))
     if stage.kind == "sft":
         per_node, nodes = sft_spread.processes(stage.settings), 1
     else:
         trainer = stage.settings["verl"].get("trainer", {})
         per_node, nodes = int(trainer.get("n_gpus_per_node", 8)), int(trainer.get("nnodes", 1))
-    return Cards(nodes * per_node, per_node, machine.gpu_memory(), machine.memory())
+    return Cards(nodes * per_node, per_node, _card(stage), machine.memory())
+
+
+def _card(stage: Stage) -> int:
+    """Bytes of memory of a GPU; 0 where that is not known, or there is none."""
+    if (placed := needs.of(stage)) is not None:
+        return int(placed.gpu_memory_gb * 1e9) if placed.gpus else 0
+    return machine.gpu_memory()
+
+
+def taken(stage: Stage, gib: Iterable[float]) -> dict[str, float]:
+    """The figure of what the framework tells, in GiB, now and then; none without a GPU, where verl's CPU platform tells the
+    process's own memory, and LLaMA-Factory 0."""
+    most = max(gib, default=0.0)
+    return {TAKEN: round(most * 2**30 / 1e9, 2)} if most and _card(stage) else {}
 
 
 def filled(stage: Stage, base: Path) -> dict[str, Any]:
@@ -70,7 +88,11 @@ def _frozen(stage: Stage) -> bool:
 
 def check(stage: Stage, base: Path | None) -> None:
     """Raises UserError for a stage whose weights, gradients and optimizer alone don't fit, or that sends more to its host than
-    that has memory."""
+    that has memory. base: of the size of the stage's model; None: not known."""
+    if stage.kind in fit_vllm.KINDS and base is not None:
+        card, of = _card(stage), memory.model(base, frozen_vision=True)
+        if card and of is not None:
+            fit_vllm.check(stage, of, card)
     found = needed(stage, base)
     if found is None:
         return

@@ -62,8 +62,9 @@ def need(settings: Mapping[str, Any], of: Model, on: Cards) -> Need:
     """With the rule's choice where nothing is told."""
     told = verl_keys.given(settings)
     told = _either(told, chosen(told, of, on))
-    training, generating = _on_gpu(told, of, on)
-    return Need(_states(told, of, on) + _root(told, of, on), max(training, generating), _on_host(told, of, on))
+    training, critic, generating = _on_gpu(told, of, on)
+    process = max(training, critic)
+    return Need(_states(told, of, on) + _root(told, of, on), process, max(process, generating), _on_host(told, of, on))
 
 
 def fused(told: Mapping[str, Any]) -> bool:
@@ -93,20 +94,21 @@ def _sent(count: int) -> dict[str, bool]:
 
 def _fits(told: Mapping[str, Any], of: Model, on: Cards) -> bool:
     """The policy trains on the GPU, whatever is sent away between: where it alone is too much, no way would be left."""
-    training, generating = _on_gpu(told, of, on)
+    training, critic, generating = _on_gpu(told, of, on)
     held = 0 if told.get(AWAY[0]) else training
-    return max(held, generating) <= USABLE * on.memory and (
+    return max(held, critic, generating) <= USABLE * on.memory and (
         not on.host or _on_host(told, of, on) <= HOST_USABLE * on.host
     )
 
 
-def _on_gpu(told: Mapping[str, Any], of: Model, on: Cards) -> tuple[int, int]:
-    """While the policy trains, and while vLLM generates or the critic trains."""
+def _on_gpu(told: Mapping[str, Any], of: Model, on: Cards) -> tuple[int, int, int]:
+    """While the policy trains, while the critic does, and while vLLM generates."""
     width, (reference, moments, policy) = _width(told, ACTOR), (not told.get(key) for key in AWAY)
     held = reference * _reference(told, of) // on.count
     idle = width * (2 * of.trained * moments + of.whole * policy) // on.count
     busy = max(_activations(told, of), _root(told, of, on))
-    return _states(told, of, on) + held + busy, idle + held + max(_vllm(told, on), _critic(told, of, on))
+    rest = idle + held
+    return _states(told, of, on) + held + busy, rest + _critic(told, of, on), rest + _vllm(told, on)
 
 
 def _on_host(told: Mapping[str, Any], of: Model, on: Cards) -> int:

@@ -29,7 +29,8 @@ def need(settings: Mapping[str, Any], of: Model, on: Cards) -> Need:
     root = size * of.trained // shared if config.get("optim") == "adamw_torch" else 0
     tokens = int(config.get("cutoff_len", 2048)) * sft_spread.at_a_time(config)
     activations = tokens * (LOGITS * of.vocabulary + 2 * of.hidden * of.layers)
-    return Need(states + root, states + max(root, activations))
+    whole = states + max(root, activations)
+    return Need(states + root, whole, whole)
 
 
 def rows(settings: Mapping[str, Any], longest: int, of: Model, on: Cards) -> int:

@@ -49,10 +49,11 @@ class Cards:
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes on each GPU. states: without which nothing trains. whole: with activations, or with vLLM beside, at the peak. host:
-    bytes of a node's own memory, at the peak (0: not looked at)."""
+    """Bytes on each GPU. states: without which nothing trains. process: of the one that trains, at its peak. whole: the same,
+    or with vLLM beside it. host: bytes of a node's own memory, at the peak (0: not looked at)."""
 
     states: int
+    process: int
     whole: int
     host: int = 0
 

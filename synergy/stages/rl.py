@@ -103,6 +103,7 @@ FIGURES = {
     "seconds": "timing_s/step",
     "update_seconds": "timing_s/update_actor",
     "tokens": "perf/total_num_tokens",
+    "memory_gib": "actor/perf/max_memory_allocated_gb",
     "value_loss": "critic/vf_loss",
     "value_explained": "critic/vf_explained_var",
 }
@@ -387,6 +388,7 @@ def collect(job: Job, out: Path) -> dict[str, Any]:
     for name, ours in {"seconds": "seconds_per_step", "tokens": "tokens_per_step"}.items():
         if values := [row[name] for row in metrics if name in row]:
             told[ours] = statistics.median(values)
+    told |= fit.taken(job.stage, (row.get("memory_gib", 0.0) for row in metrics))
     if broken := [row for row in rollouts(job.work / "rollouts") if row["broken"]]:
         (out / "broken.jsonl").write_text("".join(json.dumps(row) + "\n" for row in broken))
         names = len({row["id"] for row in broken})

@@ -192,7 +192,8 @@ def command(job: Job) -> Command | None:
     program = [str(python.parent / "llamafactory-cli"), "train"]
     if job.settings["open_ended"] or schedule.env(job.settings) or sft_spread.on_gpus(job.settings):
         program = [str(python), str(paths.ROOT / "launch" / "plugins" / "synergy_llamafactory.py"), "train"]
-    env = {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", **paths.env_path(python), **job.settings["env"]}
+    env = {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", "RECORD_VRAM": "1", **paths.env_path(python)}
+    env |= job.settings["env"]
     env |= schedule.env(job.settings) | sft_spread.env(job.settings)
     return Command((*program, str(file)), env, cwd=job.attempt)
 
@@ -321,6 +322,7 @@ def collect(job: Job, out: Path) -> dict[str, Any]:
     losses = [row["loss"] for row in metrics if "loss" in row]
     if losses:
         figures |= {"loss_first": losses[0], "loss_last": losses[-1]}
+    figures |= fit.taken(job.stage, (row.get("vram_allocated", 0.0) for row in _log_rows(job)))
     if pace := _seconds_per_step(told):
         figures["seconds_per_step"] = pace
     return {
