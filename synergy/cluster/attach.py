@@ -20,7 +20,7 @@ RAY = "ray_kwargs.ray_init"
 MODULES, QUEUE = "VERL_USE_EXTERNAL_MODULES", "verl_queue"
 """verl's hook for plug-ins, and the one by which two RL jobs of one cluster have queues of their own."""
 OVERRIDE = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
-"""Ray's word for: what a stage says of its environment wins over the job's, where they differ."""
+"""Ray's word for: what a stage says of its environment wins over the job's, where they differ (verl#3673)."""
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:
