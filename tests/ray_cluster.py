@@ -119,10 +119,11 @@ def _serve(folder: str, cpus: int) -> None:
 
     told, sys.stdout = sys.stdout, sys.stderr
     # Ray's own choice for the agent is one fixed port, which another cluster may have.
-    port, gcs, agent = choose_ports(None, 3)
+    port, agent = choose_ports(None, 2)
     head: dict[str, Any] = {"num_cpus": cpus, "num_gpus": 0, "include_dashboard": True, "dashboard_port": port}
-    head |= {"gcs_server_port": gcs, "dashboard_agent_listen_port": agent, "temp_dir": folder}
+    head |= {"dashboard_agent_listen_port": agent, "temp_dir": folder}
     cluster = Cluster(initialize_head=True, head_node_args={**head, **SIZES})
+    head["gcs_server_port"] = int(cluster.address.rpartition(":")[2])  # of a head that takes its place
     # Jobs look here for their cluster; without it Ray gives them any that it finds on this host.
     ray._private.utils.write_ray_address(cluster.address, folder)
     nodes: dict[str, Any] = {}
