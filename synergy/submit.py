@@ -49,7 +49,8 @@ def action(tasks: list[Task], dry: str = "") -> int | None:
     name = f"{manifests.name(tasks[0].recipe)}-{uuid.uuid4().hex[:6]}"
     env = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS), **cfg.cluster.env}
     told = {"synergy": "run", "run.dir": folder(cfg) or cfg.run.dir}
-    jobs.send(client, there(cfg) + driver(cfg, more), name, env, told)
+    # exec: when its head is lost, Ray ends the shell that it started, and no child of that.
+    jobs.send(client, there(cfg) + f"exec env {driver(cfg, more)}", name, env, told)
     print(f"job {name} at {client.address}; it goes on without this terminal:")
     for verb in ("logs", "status", "stop"):
         print(f"  synergy job {verb} {name} --address {client.address}")

@@ -1,7 +1,8 @@
 """A real Ray cluster on this machine: several raylets, in a process of its own that is told by lines what to do.
 
-Run as a program it is that process: it starts the head, prints its addresses as JSON, and then obeys ``add GPUS``,
-``kill NUMBER`` (SIGKILL to all processes of that worker node) and the end of its input.
+Run as a program it is that process: it starts the head, prints its addresses as JSON, and then obeys ``add GPUS CPUS``,
+``kill NODE`` (SIGKILL to all processes of that worker node), ``behead`` (to those of the head), ``head`` (a new one at the same
+addresses) and the end of its input.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,13 @@ ENV = {
 
 @dataclass(frozen=True)
 class Local:
-    """address: the dashboard's; gcs: of ray.init."""
+    """address: the dashboard's; gcs: of ray.init; nodes: ids of the worker nodes."""
 
     address: str
     gcs: str
     child: subprocess.Popen[str]
     mark: str = ""
+    nodes: list[str] = field(default_factory=list)
 
     def tell(self, words: str) -> str:
         assert self.child.stdin is not None
@@ -57,11 +59,21 @@ class Local:
 
     def add(self, gpus: int = 1, cpus: int = 8) -> str:
         """Starts a worker node; its id."""
-        return self.tell(f"add {gpus} {cpus}")
+        self.nodes.append(self.tell(f"add {gpus} {cpus}"))
+        return self.nodes[-1]
 
     def kill(self, node: str) -> None:
         """SIGKILL to all of a node's processes."""
         self.tell(f"kill {node}")
+        self.nodes.remove(node)
+
+    def behead(self) -> None:
+        """SIGKILL to the head's own processes of Ray. What they started, such as a job's driver, is left to end by itself."""
+        self.tell("behead")
+
+    def head(self) -> None:
+        """Starts a head again, with the ports of the one that was killed."""
+        self.tell("head")
 
     def lose(self) -> None:
         """SIGKILL to the head, all nodes and all that runs there, jobs and their drivers too."""
@@ -106,25 +118,29 @@ def _serve(folder: str, cpus: int) -> None:
     from synergy.machine import choose_ports
 
     told, sys.stdout = sys.stdout, sys.stderr
-    port, agent = choose_ports(
-        None, 2
-    )  # Ray's own choice for the agent is one fixed port, which another cluster may have
+    # Ray's own choice for the agent is one fixed port, which another cluster may have.
+    port, agent = choose_ports(None, 2)
     head: dict[str, Any] = {"num_cpus": cpus, "num_gpus": 0, "include_dashboard": True, "dashboard_port": port}
-    head["dashboard_agent_listen_port"] = agent
-    cluster = Cluster(initialize_head=True, head_node_args={**head, **SIZES, "temp_dir": folder})
+    head |= {"dashboard_agent_listen_port": agent, "temp_dir": folder}
+    cluster = Cluster(initialize_head=True, head_node_args={**head, **SIZES})
+    head["gcs_server_port"] = int(cluster.address.rpartition(":")[2])  # of a head that takes its place
     # Jobs look here for their cluster; without it Ray gives them any that it finds on this host.
     ray._private.utils.write_ray_address(cluster.address, folder)
     nodes: dict[str, Any] = {}
     print(json.dumps({"dashboard": cluster.webui_url, "gcs": cluster.address}), file=told, flush=True)
     for line in sys.stdin:
         word, *rest = line.split()
+        answer = "done"
         if word == "add":
             made = cluster.add_node(num_cpus=int(rest[1]), num_gpus=int(rest[0]), **SIZES)
             nodes[made.node_id] = made
             answer = str(made.node_id)
-        else:
+        elif word == "kill":
             cluster.remove_node(nodes.pop(rest[0]), allow_graceful=False)
-            answer = "killed"
+        elif word == "behead":
+            cluster.remove_node(cluster.head_node, allow_graceful=False)
+        else:
+            cluster.add_node(**head, **SIZES)
         print(answer, file=told, flush=True)
     cluster.shutdown()
 

@@ -1,4 +1,5 @@
-"""Every recipe at the paper's scales makes native configs that the frameworks' own parsers accept."""
+"""Every recipe at the paper's scales makes native configs that the frameworks' own parsers accept: on eight GPUs of a host, on
+one, and on nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from test_conformance import pythons
 from test_strategies import RECIPES, config
 
 from synergy import lab, machine, paths, stages, strategies
+from synergy.cluster import needs
 from synergy.driver import identity
 from synergy.stages import Job, Stage
 from synergy.workers import vllm_server
@@ -25,6 +27,12 @@ pytestmark = pytest.mark.slow
 SCALES = ("qwen2_5_vl_3b", "qwen2_5_vl_7b")
 BENCH = "evaluate.benchmarks=[{name: B, records: b.jsonl, kind: open}]"
 """What a person gives, beside recipe and scale."""
+PLACES: dict[str, tuple[int, tuple[str, ...]]] = {
+    "a host": (8, ()),
+    "a GPU": (1, ("rl.verl.trainer.n_gpus_per_node=1",)),
+    "nodes": (0, ("cluster=ray", "cluster.nodes=2", "cluster.gpus=8")),
+}
+"""How many GPUs this host has, and the words that a person gives for them."""
 Verdicts = dict[str, list[str | None]]
 
 
@@ -51,12 +59,12 @@ def stand_in(folder: Path) -> Path:
     return folder
 
 
-def planned() -> dict[str, Stage]:
+def planned(*words: str) -> dict[str, Stage]:
     """By key: all stages that differ, of all recipes and both scales."""
     found: dict[str, Stage] = {}
     for recipe in RECIPES:
         for scale in SCALES:
-            cfg = config(recipe, f"scale={scale}", "data.source=/data", f"model.path=/{scale}", BENCH)
+            cfg = config(recipe, f"scale={scale}", "data.source=/data", f"model.path=/{scale}", BENCH, *words)
             for stage in strategies.stages(cfg):
                 found.setdefault(identity.key(identity.identity(stage, {}, {})), stage)
     return found
@@ -103,13 +111,18 @@ def told(tmp_path_factory: pytest.TempPathFactory, warm_python: str) -> Verdicts
         "rl": make_checkpoint(folder / "rl", shift=0.2),
     }
     asked: dict[str, list[Any]] = {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "gpus", lambda: [str(i) for i in range(8)])
-        for key, stage in planned().items():
-            stages.kind(stage.kind).check(stage, pythons())
-            made = native(stage, key, folder / key[:12], merged if stage.kind == "merge" else inputs)
-            if made:
-                asked.setdefault(made[0], []).append(made[1])
+    for place, (gpus, words) in PLACES.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(machine, "gpus", lambda gpus=gpus: [str(i) for i in range(gpus)])
+            for key, stage in planned(*words).items():
+                if place != "a host" and stage.kind not in needs.SPREAD:
+                    continue  # the same there
+                need = needs.of(stage)
+                assert need is None if place != "nodes" else need and (need.nodes, need.gpus) == (2, 8)
+                stages.kind(stage.kind).check(stage, pythons())
+                made = native(stage, key, folder / place / key[:12], merged if stage.kind == "merge" else inputs)
+                if made:
+                    asked.setdefault(made[0], []).append(made[1])
     for framework, configs in asked.items():
         configs.append(spoilt(framework, configs[0]))
     program = [warm_python, str(Path(__file__).with_name("native_parsers.py"))]

@@ -14,7 +14,7 @@ import pytest
 import ray_cluster
 
 from synergy import environments, paths
-from synergy.driver import process
+from synergy.driver import failure, process
 
 PROGRAM = str(paths.ROOT / "launch" / "plugins" / "ray_nodes.py")
 ENV = {**os.environ, "PYTHONPATH": paths.pythonpath()}
@@ -56,9 +56,14 @@ def cluster() -> Iterator[ray_cluster.Local]:
 
 
 def start(
-    cluster: ray_cluster.Local, *argv: str, gpus: int = 1, wait: float = 60.0, cwd: Path | None = None
+    cluster: ray_cluster.Local,
+    *argv: str,
+    gpus: int = 1,
+    nodes: int = 1,
+    wait: float = 60.0,
+    cwd: Path | None = None,
 ) -> subprocess.Popen[str]:
-    words = [f"--gpus={gpus}", "--nodes=1", "--cpus=1", "--memory=0", "--", *argv]
+    words = [f"--gpus={gpus}", f"--nodes={nodes}", "--cpus=1", "--memory=0", "--", *argv]
     code = f"import sys, ray_nodes; ray_nodes.WAIT_SECONDS = {wait}; sys.exit(ray_nodes.main(sys.argv[1:]))"
     env = {**ENV, **ray_cluster.ENV, "RAY_ADDRESS": cluster.gcs}
     env["PYTHONPATH"] = f"{Path(PROGRAM).parent}:{env['PYTHONPATH']}"
@@ -104,3 +109,40 @@ def test_a_command_that_can_not_start_there_is_no_lost_node(cluster: ray_cluster
     folder.rmdir()  # a node that has not this folder
     told = child.communicate(timeout=180)[0]
     assert child.returncode == 1 and "NodeDiedError" not in told, told
+
+
+@pytest.mark.slow
+def test_each_of_two_nodes_has_its_rank_and_all_the_same_master(cluster: ray_cluster.Local) -> None:
+    """What LLaMA-Factory's launcher reads, and names for torchrun."""
+    told = "echo $NNODES $NODE_RANK $MASTER_ADDR $MASTER_PORT $RAY_RAYLET_PID"
+    child = start(cluster, "sh", "-c", told, nodes=2)
+    rows = sorted(line.split() for line in child.communicate(timeout=180)[0].splitlines())
+    assert child.returncode == 0, rows
+    assert [row[:3] for row in rows] == [["2", "0", "127.0.0.1"], ["2", "1", "127.0.0.1"]]
+    assert len({row[3] for row in rows}) == 1 and int(rows[0][3]), "one port"
+    assert len({row[4] for row in rows}) == 2, "two raylets"
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_ends_the_other_and_has_the_exit_code(cluster: ray_cluster.Local, tmp_path: Path) -> None:
+    first = tmp_path / "pid"
+    other = f"until test -s {first}; do sleep 0.1; done; exit 7"
+    child = start(
+        cluster, "sh", "-c", f"if test $NODE_RANK = 0; then echo $$ >{first}; exec sleep 300; fi; {other}", nodes=2
+    )
+    told = child.communicate(timeout=180)[0]
+    assert child.returncode == 7, told
+    assert gone(int(first.read_text()))
+
+
+@pytest.mark.slow
+def test_a_node_killed_under_a_command_is_told_as_a_lost_one(cluster: ray_cluster.Local, tmp_path: Path) -> None:
+    """As SFT, sampling and evaluation see it: by what ray_nodes says, the driver knows that another attempt may go well."""
+    node = cluster.add(gpus=3)  # the others have two
+    child = start(cluster, "sh", "-c", "echo placed; sleep 300", gpus=3)
+    assert child.stdout is not None and child.stdout.readline() == "placed\n"
+    cluster.kill(node)
+    log = tmp_path / "log.txt"
+    log.write_text(child.communicate(timeout=180)[0])
+    assert child.returncode == 1 and "Traceback" not in log.read_text(), log.read_text()
+    assert failure.cause(log) == failure.Cause("machine", "a Ray node was lost", passing=True)

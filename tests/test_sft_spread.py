@@ -144,6 +144,22 @@ def test_deepspeed_resumes_only_on_as_many_gpus(tmp_path: Path) -> None:
         sft_spread.check_resume(folder, {"gpus": 4})
 
 
+def test_a_process_on_a_cpu_loads_its_optimizer_by_the_plug_in_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins_importable: None
+) -> None:
+    """That such a run over two nodes goes on from a checkpoint is shown in test_cluster_run.py."""
+    import synergy_llamafactory
+
+    monkeypatch.setattr(torch.serialization, "_package_registry", list(torch.serialization._package_registry))
+    file, named = tmp_path / "optimizer.pt", torch.device("cpu", 0)  # as accelerate calls it
+    torch.save({"exp_avg": torch.ones(2)}, file)
+    with pytest.raises(RuntimeError, match="don't know how to restore data location"):
+        torch.load(file, map_location=named, weights_only=True)
+    synergy_llamafactory.number_the_cpu()
+    found = torch.load(file, map_location=named, weights_only=True)["exp_avg"]
+    assert found.device.type == "cpu" and found.tolist() == [1.0, 1.0]
+
+
 # accelerate 1.11 (state.py, AcceleratorState) leaves FSDP out on a CPU, where it works over gloo; told it is a GPU, it doesn't.
 FSDP_ON_CPU = """
 import importlib.abc, importlib.util, sys

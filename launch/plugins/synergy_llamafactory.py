@@ -1,4 +1,6 @@
-"""``llamafactory-cli train`` with four additions: for recipes in rounds, and for GPUs. Usage: this file, ``train``, the YAML.
+"""``llamafactory-cli train`` with five additions: for recipes in rounds, for GPUs, for several processes.
+
+Usage: this file, ``train``, the YAML.
 
 1. Templates whose responses have no end of turn. Why: the progressive recipe trains on the beginning of a trace.
    LLaMA-Factory closes every response with the template's end of turn (``<|im_end|>``) and trains on it, which would
@@ -9,11 +11,13 @@
 4. In a fork (see ``warm_start``) torch's attention as in a process of its own. Why: a fork has vLLM imported, which
    LLaMA-Factory never does, and vLLM turns cuDNN's kernels off for its whole process (vllm/platforms/cuda.py); they
    are what torch prefers on an H100 or H200. No variable of the environment overrules that.
+5. Several processes on CPUs go on from a checkpoint. Why: accelerate calls the device of each ``cpu:0``
+   (state.py, PartialState.set_device), and torch.load knows ``cpu`` alone, so that the optimizer is never found.
 
 On several GPUs LLaMA-Factory's launcher starts its own file anew under torchrun, and the additions would be lost; here
 that file is this one. As with the launcher's, the word ``train`` tells the start by hand from that by torchrun.
 Holds for: llamafactory 0.9.5 (data/template.py: TEMPLATES, Template.format_assistant; launcher.py: launch;
-train/sft/trainer.py: CustomSeq2SeqTrainer.create_scheduler), vllm 0.26.0.
+train/sft/trainer.py: CustomSeq2SeqTrainer.create_scheduler), vllm 0.26.0, accelerate 1.11, torch 2.13.
 """
 
 from __future__ import annotations
@@ -62,6 +66,15 @@ def undo_vllm() -> None:
         torch.backends.cuda.enable_cudnn_sdp(True)
 
 
+def number_the_cpu() -> None:
+    """Has torch load to ``cpu:0`` what it would load to ``cpu``."""
+    import torch
+
+    torch.serialization.register_package(
+        30, lambda storage: None, lambda storage, location: storage if location.startswith("cpu:") else None
+    )
+
+
 def main() -> None:
     undo_vllm()
     register()
@@ -75,6 +88,7 @@ def main() -> None:
     else:
         from llamafactory.train.tuner import run_exp
 
+        number_the_cpu()
         run_exp()
 
 

@@ -21,7 +21,7 @@ MODULES, QUEUE, GLOO = "VERL_USE_EXTERNAL_MODULES", "verl_queue", "gloo_interfac
 """verl's hook for plug-ins, the one by which two RL jobs of one cluster have queues of their own, and the one by which gloo's
 ranks on several hosts meet."""
 OVERRIDE = {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
-"""Ray's word for: what a stage says of its environment wins over the job's, where they differ."""
+"""Ray's word for: what a stage says of its environment wins over the job's, where they differ (verl#3673)."""
 
 
 def environment(env: Mapping[str, str]) -> dict[str, str]:

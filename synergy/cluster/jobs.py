@@ -152,7 +152,7 @@ def info(client: Client, name: str) -> Any:
 def follow(client: Client, name: str, write: Callable[[str], None]) -> int:
     """Writes a job's log as it grows, to its end; exit code. A connection that is lost is made anew.
 
-    Raises UserError where the cluster stays away; the job may go on."""
+    Raises UserError where the cluster stays away, and the job may go on; and where it has forgotten the job."""
     seen, lost = [0], time.monotonic()
     while True:
         before = seen[0]
@@ -171,7 +171,9 @@ def follow(client: Client, name: str, write: Callable[[str], None]) -> int:
                     write(client.sdk.get_job_logs(name)[seen[0] :])
                 return code(found)
         except UserError as error:
-            if "knows no job" in str(error) or time.monotonic() - lost > LOST_SECONDS:
+            if "knows no job" in str(error):
+                raise
+            if time.monotonic() - lost > LOST_SECONDS:
                 raise UserError(
                     f"{error}\nThe log can't be followed any more. Once the cluster answers again: synergy job logs {name}"
                 ) from error

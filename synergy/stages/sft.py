@@ -190,7 +190,8 @@ def command(job: Job) -> Command | None:
     file.write_text(yaml.safe_dump(native(job), sort_keys=False, allow_unicode=True))
     python = Path(job.pythons["llamafactory"])
     program = [str(python.parent / "llamafactory-cli"), "train"]
-    if job.settings["open_ended"] or schedule.env(job.settings) or sft_spread.on_gpus(job.settings):
+    wide = sft_spread.on_gpus(job.settings) or sft_spread.processes(job.settings) > 1
+    if job.settings["open_ended"] or schedule.env(job.settings) or wide:
         program = [str(python), str(paths.ROOT / "launch" / "plugins" / "synergy_llamafactory.py"), "train"]
     env = {"PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1", "RECORD_VRAM": "1", **paths.env_path(python)}
     env |= job.settings["env"]
