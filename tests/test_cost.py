@@ -172,6 +172,8 @@ def test_plan_tells_what_is_to_come_and_how_far_it_was_off(tmp_path: Path, capsy
         taken.DISK: "40.0 GB, estimated 50 MB (-100%)",
     }
     assert all(part in said for text in folded.values() for part in text.split())
+    small = finished(todo, "sft", {taken.DISK: 0.001, "disk_gb_estimated": 0.05})
+    assert taken.cells(small, taken.DISK, {})[step.folder] == "1 MB, estimated 50 MB", "an allowance"
 
 
 @pytest.fixture

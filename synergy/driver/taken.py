@@ -20,6 +20,8 @@ from synergy.stages import Stage, fit
 HOURS, MEMORY, DISK = cost.TAKEN, fit.TAKEN, "disk_gb"
 ESTIMATED = "_estimated"
 """What is appended to a figure's name for the estimate."""
+FLAT = 10
+"""Times too much, from which on a percentage says nothing: a small stage's disk is an allowance (disk.DATA_BYTES)."""
 
 
 def before(step: Step, todo: Plan) -> dict[str, float]:
@@ -57,7 +59,7 @@ def cells(steps: Sequence[Step], name: str, left: Mapping[Path, str]) -> dict[Pa
 
 
 def _beside(name: str, took: float, thought: float) -> str:
-    off = f" ({thought / took - 1:+.0%})" if took else ""
+    off = f" ({thought / took - 1:+.0%})" if took * FLAT > thought else ""
     if name == HOURS:
         return f"{took:.2f}, estimated {thought:.2f}{off}"
     if name == MEMORY:
