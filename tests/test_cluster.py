@@ -27,8 +27,7 @@ from synergy.errors import StageFailed, UserError
 from synergy.stages import Command, Job, Stage
 from synergy.stages.verl_keys import flatten
 
-SBATCH = {"job-name", "nodes", "ntasks-per-node", "exclusive", "gpus-per-node", "mem", "output", "signal", "requeue"}
-"""Of sbatch(1), Slurm 20.11 and newer, those that the template uses."""
+SBATCH = set(json.loads(Path(__file__).with_name("sbatch_options.json").read_text())["options"])
 
 
 def node(gpus: int, cpus: float = 8.0, memory_gb: float = 64.0) -> Node:
