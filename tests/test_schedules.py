@@ -350,6 +350,9 @@ def trained(warm: Warm, made: Job, **environment: str) -> list[float]:
     done = subprocess.run(command.argv, env=env, cwd=command.cwd, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
     log = (made.work / "out/trainer_log.jsonl").read_text().splitlines()
+    assert all(row["vram_allocated"] == 0 for row in map(json.loads, log)), (
+        "LLaMA-Factory's own figure, asked by RECORD_VRAM"
+    )
     found = {row["current_steps"]: row["lr"] for row in map(json.loads, log) if "lr" in row}
     return [found[step] for step in sorted(found)]
 
