@@ -133,17 +133,11 @@ def llamafactory(job: Job, clock: Clock) -> None:
         stored = load_file(saved[-1] / checkpoint.SINGLE)
         if set(stored) == {sft.runtime_name(name) for name in weights}:
             weights = {name: stored[sft.runtime_name(name)] for name in weights}
+    beside = {"elapsed_time": "0:00:00", "remaining_time": "0:00:00", "vram_allocated": 0.0, "vram_reserved": 0.0}
     for step in range(done + 1, total + 1):
         weights = learn(job, clock, step, weights)
         with_loss = {"loss": 1 / step, "lr": 0.1, "epoch": step / total, "percentage": 100 * step / total}
-        row = {
-            "current_steps": step,
-            "total_steps": total,
-            **with_loss,
-            "elapsed_time": "0:00:00",
-            "remaining_time": "0:00:00",
-        }
-        append(out / "trainer_log.jsonl", row)
+        append(out / "trainer_log.jsonl", {"current_steps": step, "total_steps": total, **with_loss, **beside})
         if step % config["save_steps"] == 0 or step == total:
             folder = out / f"checkpoint-{step}"
             hugging_face(folder, weights, clock, "config.json", "generation_config.json", checkpoint.SINGLE)
@@ -155,8 +149,8 @@ def llamafactory(job: Job, clock: Clock) -> None:
             for old in sorted(out.glob("checkpoint-*"), key=_number)[: -config["save_total_limit"]]:
                 clock("mid-prune of the framework")
                 shutil.rmtree(old)
-    append(out / "trainer_log.jsonl", {"current_steps": total, "total_steps": total, "epoch": 1.0, "percentage": 100.0,
-                                       "elapsed_time": "0:00:00", "remaining_time": "0:00:00"})  # fmt: skip
+    ended = {"current_steps": total, "total_steps": total, "epoch": 1.0, "percentage": 100.0}
+    append(out / "trainer_log.jsonl", ended | beside)
     hugging_face(
         out, weights, clock, "processor_config.json", "config.json", "generation_config.json", checkpoint.SINGLE
     )
