@@ -20,7 +20,7 @@ from typing import Any
 from synergy.driver import checkpoint
 from synergy.driver.plan import MODELS, Step
 from synergy.errors import StageFailed, UserError
-from synergy.stages import Job, Progress, fit_rl, rl_critic, sft, sft_length, sft_spread
+from synergy.stages import Job, Progress, fit_rl, fit_sft, rl_critic, sft, sft_length, sft_spread
 
 WHOLE, MOMENTS = 4, 8
 """Bytes per parameter: of float32 weights, and of Adam's two moments in float32."""
@@ -76,7 +76,7 @@ def native(stage: str, settings: Mapping[str, Any], count: int) -> int:
 def _halves(stage: str, settings: Mapping[str, Any]) -> int:
     """2 where weights and moments are trained in bfloat16 themselves, else 1."""
     if stage == "sft":
-        return 2 if settings.get("config", {}).get("pure_bf16") else 1
+        return WHOLE // fit_sft.width(settings.get("config", {}))
     actor = settings.get("verl", {}).get("actor_rollout_ref", {}).get("actor", {})
     return WHOLE // fit_rl.width(actor.get("fsdp_config", {}).get("model_dtype"))
 

@@ -112,9 +112,7 @@ def model(name: str, revision: str | None, key: str, cache: Path | None = None, 
 
     Raises UserError for what is none of them.
     """
-    from synergy import lab
-
-    folder = lab.BASE if name == LAB else Path(name).expanduser()
+    folder = _place(name)
     if folder.is_dir():
         if not (folder / "config.json").exists():
             raise UserError(f"{key}.path={name} has no config.json: not a checkpoint in Hugging Face format")
@@ -127,12 +125,17 @@ def model(name: str, revision: str | None, key: str, cache: Path | None = None, 
 def at_hand(cfg: Config) -> Path | None:
     """The folder of the base model, where it is here already; its content is not read. Raises UserError for a hub name without
     commit."""
-    from synergy import lab
-
-    folder = lab.BASE if cfg.model.path == LAB else Path(cfg.model.path).expanduser()
+    folder = _place(cfg.model.path)
     if not folder.is_dir() and HUB_NAME.fullmatch(cfg.model.path):
         folder = _hub(cfg.model.path, cfg.model.revision, False, MODEL).path
     return folder if folder.is_dir() else None
+
+
+def _place(name: str) -> Path:
+    """Where a model's folder would be, by its name."""
+    from synergy import lab
+
+    return lab.BASE if name == LAB else Path(name).expanduser()
 
 
 def tagged(bench: Benchmark, name: str, cache: Path | None, fetch: bool) -> External:

@@ -24,13 +24,18 @@ def need(settings: Mapping[str, Any], of: Model, on: Cards) -> Need:
     """For rows as long as the cut-off."""
     config = settings["config"]
     shared = on.count if sft_spread.sharded(config) else 1
-    size = 2 if config.get("pure_bf16") else 4
+    size = width(config)
     states = size * (4 * of.trained + of.frozen) // shared
     root = size * of.trained // shared if config.get("optim") == "adamw_torch" else 0
     tokens = int(config.get("cutoff_len", 2048)) * sft_spread.at_a_time(config)
     activations = tokens * (LOGITS * of.vocabulary + 2 * of.hidden * of.layers)
     whole = states + max(root, activations)
     return Need(states + root, whole, whole)
+
+
+def width(config: Mapping[str, Any]) -> int:
+    """Bytes of a weight of LLaMA-Factory's config."""
+    return 2 if config.get("pure_bf16") else 4
 
 
 def rows(settings: Mapping[str, Any], longest: int, of: Model, on: Cards) -> int:
