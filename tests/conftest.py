@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hosts
 import hypothesis
 import numpy as np
 import pytest
@@ -31,6 +32,13 @@ def plugins_importable() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(paths.ROOT / "launch" / "plugins"))
         yield
+
+
+@pytest.fixture(scope="session")
+def namespaces() -> None:
+    """Skips where this machine permits no hosts in them."""
+    if why := hosts.refused():
+        pytest.skip(f"no hosts in namespaces: {why}")
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from test_end_to_end import SMALL, entries
 from synergy import environments, paths
 from synergy.driver import process
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400), pytest.mark.usefixtures("namespaces")]
 
 NODE = {"RAY_prestart_worker_first_driver": "0", "RAY_USAGE_STATS_ENABLED": "0", **TOKEN}
 SIZES = ("--num-gpus=1", "--num-cpus=10", "--object-store-memory=150000000")

@@ -203,6 +203,7 @@ def test_estimates_follow_the_settings(tmp_path: Path) -> None:
     half = "rl.verl.actor_rollout_ref.actor.fsdp_config.model_dtype=bf16"
     assert told("rl", "rl", half) == 2 + 3 * 8
     assert told("ablation/rl_ppo", "rl", half) == 2 + 3 * (8 + 12), "the critic stays in float32"
+    assert told("ablation/rl_ppo", "rl", "+rl.verl.critic.checkpoint.save_contents=[model]") == 2 + 3 * (16 + 4)
 
 
 def test_tables_are_counted_by_what_they_are_made_from(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from hosts import BOOT, hosts, refused
+from hosts import BOOT, hosts
 
 from synergy import paths
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("namespaces")]
 
 
 def test_hosts_reach_each_other_and_share_only_what_is_shared(tmp_path: Path) -> None:
@@ -52,8 +52,6 @@ with hosts("one", "two", shared=[]) as made:
 
 
 def test_a_killed_test_leaves_nothing_of_its_hosts() -> None:
-    if why := refused():
-        pytest.skip(why)
     env = {**os.environ, "PYTHONPATH": str(paths.ROOT)}
     child = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(Path(__file__).parent)], env=env, stdout=subprocess.PIPE, text=True

@@ -20,7 +20,7 @@ from test_end_to_end import SMALL, entries
 from synergy import paths
 from synergy.driver import identity
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.usefixtures("namespaces")]
 
 RUNS = Path("/tmp/runs")
 """Each host has its own."""

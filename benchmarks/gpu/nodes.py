@@ -1,10 +1,12 @@
 """chain.py as a job of a Ray cluster whose nodes are this host's GPUs, one each: what needs no other stage runs side by side.
 
-    python benchmarks/gpu/nodes.py WORK RANKS NODES [chain.py's words ...]       # NODES: how many GPUs, each a node
+    python benchmarks/gpu/nodes.py WORK RANKS NODES [apart] [chain.py's words ...]    # NODES: how many GPUs, each a node
 
 To Ray, verl, torchrun and NCCL's rendezvous they are hosts of one GPU; they share this host's memory, disk and loopback. The
 cluster asks for a token, as Ray's do by default. Words for SFT or RL over all of them: `nodes=NODES`; for both at once
-on one each: `recipe=model_merging`.
+on one each: `recipe=model_merging`. apart: each node, and the head where chain.py runs, is a host of its own in namespaces
+(tests/hosts.py), with its own address, name, processes, /tmp and shared memory: NCCL then goes by TCP. They share the checkout,
+the environments and WORK. Needs root and iproute2.
 """
 
 from __future__ import annotations
@@ -13,36 +15,39 @@ import os
 import secrets
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
+from hosts import Host, hosts
+
+from synergy import paths
 from synergy.machine import choose_ports
 
 HERE = Path(__file__).resolve().parent
-RAY = (
-    sys.executable,
-    "-m",
-    "ray.scripts.scripts",
-    "start",
-    "--block",
-    "--disable-usage-stats",
-    "--node-ip-address=127.0.0.1",
-)
+RAY = (sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats")
 PATIENCE = 120.0
 """Seconds for a node to join."""
 JOINED = "Ray runtime started"
 
 
+def words_at(host: Host | None, *argv: str) -> list[str]:
+    """A command line that runs one on that host; None: on this machine itself."""
+    return list(argv) if host is None else host.words(*argv)
+
+
 @contextmanager
-def node(log: Path, *words: str, **env: str) -> Iterator[None]:
+def node(host: Host | None, log: Path, *words: str, **env: str) -> Iterator[None]:
     """`ray start` until the end of the block, which begins when the node has joined."""
+    address = "127.0.0.1" if host is None else host.address
     with log.open("wb") as file:
-        child = subprocess.Popen([*RAY, *words], env={**os.environ, **env}, stdout=file, stderr=file)
+        argv = words_at(host, *RAY, f"--node-ip-address={address}", *words)
+        child = subprocess.Popen(argv, env={**os.environ, **env}, stdout=file, stderr=file)
     end = time.monotonic() + PATIENCE
     try:
         while JOINED not in log.read_text():
@@ -56,17 +61,30 @@ def node(log: Path, *words: str, **env: str) -> Iterator[None]:
 
 
 @contextmanager
-def cluster(gpus: list[str]) -> Iterator[str]:
-    """A head without GPUs, and a node for each; the dashboard's address."""
+def cluster(gpus: Sequence[str], places: Sequence[Host | None]) -> Iterator[str]:
+    """A head without GPUs, and a node for each; the dashboard's address. places: of the head and of the nodes."""
     os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(16)}
     port, dashboard, agent = choose_ports(None, 3)
-    head = ("--head", f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}")
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as folder, ExitStack() as nodes:
-        nodes.enter_context(node(Path(folder, "head.log"), *head, "--num-gpus=0", f"--temp-dir={folder}"))
-        for gpu in gpus:
-            words = (f"--address=127.0.0.1:{port}", "--num-gpus=1", "--num-cpus=8")
-            nodes.enter_context(node(Path(folder, f"{gpu}.log"), *words, CUDA_VISIBLE_DEVICES=gpu))
-        yield f"http://127.0.0.1:{dashboard}"
+    head, *others = places
+    address = "127.0.0.1" if head is None else head.address
+    with TemporaryDirectory(prefix="ray-", dir="/tmp") as folder, ExitStack() as nodes:
+        ports = (f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}")
+        words = ("--head", *ports, f"--dashboard-host={address}", "--num-gpus=0", f"--temp-dir={folder}")
+        nodes.enter_context(node(head, Path(folder, "head.log"), *words))
+        for gpu, place in zip(gpus, others, strict=True):
+            words = (f"--address={address}:{port}", "--num-gpus=1", "--num-cpus=8")
+            nodes.enter_context(node(place, Path(folder, f"{gpu}.log"), *words, CUDA_VISIBLE_DEVICES=gpu))
+        yield f"http://{address}:{dashboard}"
+
+
+@contextmanager
+def apart(count: int, work: Path) -> Iterator[list[Host]]:
+    """A head and as many hosts as there are GPUs."""
+    work.mkdir(parents=True, exist_ok=True)
+    model = (work / "model").resolve()
+    shared = [paths.ROOT, paths.ENVS, work, *([model] if model.exists() else [])]
+    with hosts("head", *(f"node-{number}" for number in range(count)), shared=shared) as made:
+        yield made
 
 
 def main(argv: list[str]) -> int:
@@ -74,11 +92,15 @@ def main(argv: list[str]) -> int:
         raise SystemExit(__doc__)
     work, ranks, count, *words = argv
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = seen.split(",") if seen else [str(number) for number in range(int(count))]
-    with cluster(gpus[: int(count)]) as address:
-        return subprocess.run(
-            [sys.executable, str(HERE / "chain.py"), work, ranks, f"address={address}", *words], check=False
-        ).returncode
+    gpus = (seen.split(",") if seen else [str(number) for number in range(int(count))])[: int(count)]
+    with ExitStack() as stack:
+        places: Sequence[Host | None] = [None] * (1 + len(gpus))
+        if "apart" in words:
+            places = stack.enter_context(apart(len(gpus), Path(work).absolute()))
+        address = stack.enter_context(cluster(gpus, places))
+        chain = (str(HERE / "chain.py"), str(Path(work).absolute()), str(Path(ranks).absolute()), f"address={address}")
+        words = [word for word in words if word != "apart"]
+        return subprocess.run(words_at(places[0], sys.executable, *chain, *words), check=False).returncode
 
 
 if __name__ == "__main__":

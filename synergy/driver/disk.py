@@ -68,9 +68,14 @@ def native(stage: str, settings: Mapping[str, Any], count: int) -> int:
         moments = 0 if config.get("save_only_model") else MOMENTS + WHOLE * sft_spread.sharded(config)
         return count * (WHOLE + moments) // _halves(stage, settings)
     verl = settings.get("verl", {})
-    saved = verl.get("actor_rollout_ref", {}).get("actor", {}).get("checkpoint", {}).get("save_contents", SAVED)
-    policy = WHOLE * ("model" in saved) + MOMENTS * ("optimizer" in saved) + WHOLE * ("hf_model" in saved)
-    return count * policy // _halves(stage, settings) + count * (WHOLE + MOMENTS) * rl_critic.wanted(verl)
+    policy = count * _saved(verl.get("actor_rollout_ref", {}).get("actor", {})) // _halves(stage, settings)
+    return policy + (count * _saved(verl.get("critic", {}), SAVED[:2]) if rl_critic.wanted(verl) else 0)
+
+
+def _saved(role: Mapping[str, Any], contents: Sequence[str] = SAVED) -> int:
+    """Bytes a parameter that verl saves of a float32 policy or critic. contents: where its settings name none."""
+    saved = role.get("checkpoint", {}).get("save_contents", contents)
+    return WHOLE * ("model" in saved) + MOMENTS * ("optimizer" in saved) + WHOLE * ("hf_model" in saved)
 
 
 def _halves(stage: str, settings: Mapping[str, Any]) -> int:
