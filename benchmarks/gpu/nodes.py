@@ -38,7 +38,7 @@ JOINED = "Ray runtime started"
 
 def words_at(host: Host | None, *argv: str) -> list[str]:
     """A command line that runs one on that host; None: on this machine itself."""
-    return list(argv) if host is None else host.words(*argv)
+    return list(argv) if host is None else host.words(*argv, cwd=Path.cwd())
 
 
 @contextmanager
