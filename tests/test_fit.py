@@ -35,6 +35,7 @@ VLLM = f"rl.verl.{fit_rl.ROLLOUT}.gpu_memory_utilization"
 FUSED = f"rl.verl_add.{fit_rl.ADAM}.fused"
 SHORT = f"rl.verl.{fit_rl.ACTOR}.ppo_max_token_len_per_gpu=8192"
 GAE = "rl.verl.algorithm.adv_estimator=gae"
+GAE_SHORT = (GAE, "rl.verl_add.critic.ppo_infer_max_token_len_per_gpu=8192")
 A100, H200 = 80 * 2**30, 141 * 10**9
 HOST = 125 * 2**30
 
@@ -67,9 +68,15 @@ def told(*words: str) -> dict[str, Any]:
         (LARGE, Cards(1, 1, H200), (), 2, 1),  # 94 + 85; 33 + 85
         (LARGE, Cards(1, 1, H200, HOST), (), 3, 1),  # the host would need 127 GB, or more: nothing fits
         (LARGE, Cards(1, 1, H200, HOST), (f"{VLLM}=0.25",), 1, 1),  # 94 + 35; 66 GB of the host's 134
-        (SMALL, Cards(1, 1, H200), (f"{VLLM}=0.4", GAE), 0, 1),  # 48 + 55 of the critic
-        (SMALL, Cards(1, 1, A100), (f"{VLLM}=0.3", GAE), 2, 1),  # 15 + 55; without the critic 40 + 26
-        (LARGE, Cards(1, 1, 150 * 10**9), (f"{VLLM}=0.2", SHORT, GAE), 3, 1),  # 131 of 138; without the critic 94 + 30
+        (SMALL, Cards(1, 1, H200), (f"{VLLM}=0.4", GAE), 0, 1),  # 48 + 60 of the critic
+        (SMALL, Cards(1, 1, A100), (f"{VLLM}=0.3", GAE), 2, 1),  # 15 + 60; without the critic 40 + 26
+        (
+            LARGE,
+            Cards(1, 1, 150 * 10**9),
+            (f"{VLLM}=0.2", SHORT, *GAE_SHORT),
+            3,
+            1,
+        ),  # 133 of 138; without the critic 94 + 30
         (SMALL, Cards(8, 8, 0), (), 3, 1),
         (SMALL, Cards(0, 0, A100), (), 3, 1),
         (None, Cards(8, 8, A100), (), 3, 1),
@@ -112,19 +119,20 @@ def test_what_a_host_must_hold(model: Model, cards: Cards, words: tuple[str, ...
 
 
 @pytest.mark.parametrize(
-    ("took", "model", "words"),
+    ("took", "model", "count", "words"),
     [
-        (101.55, SMALL, (f"{VLLM}=0.4", f"{REFERENCE}=true", "rl.verl.actor_rollout_ref.model.use_fused_kernels=false")),
-        (74.03, SMALL, (f"{VLLM}=0.1", f"{FUSED}=false", f"rl.verl.{fit_rl.REFERENCE_DTYPE}=fp32")),
-        (67.15, SMALL, (f"{VLLM}=0.1", f"{FUSED}=false")),
-        (63.37, SMALL, (f"{VLLM}=0.1",)),
-        (123.57, LARGE, (f"{VLLM}=0.25", SHORT)),
+        (101.55, SMALL, 1, (f"{VLLM}=0.4", f"{REFERENCE}=true", "rl.verl.actor_rollout_ref.model.use_fused_kernels=false")),
+        (74.03, SMALL, 1, (f"{VLLM}=0.1", f"{FUSED}=false", f"rl.verl.{fit_rl.REFERENCE_DTYPE}=fp32")),
+        (67.15, SMALL, 1, (f"{VLLM}=0.1", f"{FUSED}=false")),
+        (63.37, SMALL, 1, (f"{VLLM}=0.1",)),
+        (53.74, SMALL, 2, (f"{VLLM}=0.1", GAE)),
+        (123.57, LARGE, 1, (f"{VLLM}=0.25", SHORT)),
     ],
 )  # fmt: skip
-def test_what_rl_took_on_an_h200(took: float, model: Model, words: tuple[str, ...]) -> None:
+def test_what_rl_took_on_h200s(took: float, model: Model, count: int, words: tuple[str, ...]) -> None:
     """verl's own perf/max_memory_allocated_gb (GiB; benchmarks/results/h200.md)."""
     settings = stage("rl", *words).settings
-    found = fit_rl.need(settings, model, Cards(1, 1, 150 * 10**9))
+    found = fit_rl.need(settings, model, Cards(count, 1, 150 * 10**9))
     assert found.whole == found.process == pytest.approx(took * 2**30, rel=0.04)
 
 

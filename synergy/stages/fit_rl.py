@@ -9,7 +9,7 @@ verl trains float32 weights by default (model_dtype fp32); W is bytes of a weigh
     root         after them, W a trained parameter while Adam steps: of all second moments at once, which a fused one saves
                  (`rl/paper`; 7B in float32 ended in it without, on a GPU of 150 GB)
     vLLM         gpu_memory_utilization of the GPU while it generates; it sleeps while the policy trains
-    critic       of PPO, while it trains: as the policy, in float32; away otherwise
+    critic       of PPO, while it trains: as the policy, in float32 and without logits; away otherwise
     reference    W a parameter, where it stays on the GPU (launch/plugins/verl_reference.py)
 
 Bytes of a host, of which it has the most while the reference model is loaded, or while the policy is saved:
@@ -131,7 +131,11 @@ def _states(told: Mapping[str, Any], of: Model, on: Cards) -> int:
 
 def _activations(told: Mapping[str, Any], of: Model) -> int:
     tokens = int(told.get(f"{ACTOR}.ppo_max_token_len_per_gpu", 16384))
-    last = max(LAYER * of.hidden, 0 if told.get(FUSED) else LOGITS * of.vocabulary)
+    return _of_tokens(tokens, max(LAYER * of.hidden, 0 if told.get(FUSED) else LOGITS * of.vocabulary), of)
+
+
+def _of_tokens(tokens: int, last: int, of: Model) -> int:
+    """Of a micro-batch. last: bytes a token of what is computed again or last."""
     embeddings = (1 if of.tied else 2) * of.vocabulary * of.hidden
     return tokens * (2 * of.hidden * of.layers + last) + 4 * embeddings
 
@@ -140,7 +144,7 @@ def _critic(told: Mapping[str, Any], of: Model, on: Cards) -> int:
     if not rl_critic.wanted(told):
         return 0
     tokens = int(told.get("critic.ppo_infer_max_token_len_per_gpu", 32768))
-    return (16 * of.trained + 4 * of.frozen) // on.count + tokens * 2 * of.hidden * of.layers
+    return (16 * of.trained + 4 * of.frozen) // on.count + _of_tokens(tokens, LAYER * of.hidden, of)
 
 
 def _root(told: Mapping[str, Any], of: Model, on: Cards) -> int:
