@@ -58,15 +58,17 @@ def test_the_reasons_are_still_there(found: Any) -> None:
 
 
 PLACES = """
+from verl.models.transformers import qwen2_vl
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngine
-print(FSDPEngine._build_fsdp_module.__module__, FSDPEngine._build_module.__module__)
+changed = (FSDPEngine._build_fsdp_module, FSDPEngine._build_module, qwen2_vl._get_input_embeds)
+print(*[one.__module__ for one in changed])
 """
 
 
 @pytest.mark.parametrize("scale", ["tiny", "qwen2_5_vl_7b"])
-def test_a_process_of_verls_has_both(scale: str, warm_python: str) -> None:
+def test_a_process_of_verls_has_them_all(scale: str, warm_python: str) -> None:
     words = ["scale=qwen2_5_vl_7b", "data.source=/data"] if scale != "tiny" else []
     told = plan("rl", *words)["rl"].settings["env"]
     env = {**told, "VERL_PLATFORM": "cpu", "PYTHONPATH": paths.pythonpath(), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([warm_python, "-c", PLACES], env=env, capture_output=True, text=True)
-    assert done.stdout.split()[-2:] == ["verl_reference", "verl_positions"], done.stderr[-2000:]
+    assert done.stdout.split()[-3:] == ["verl_reference", "verl_positions", "verl_text_rows"], done.stderr[-2000:]
