@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import struct
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -71,6 +72,12 @@ def eval_python(warm_server: Warm) -> str:
         time.sleep(0.1)
     assert warm_server.evaluation.exists(), (warm_server.evaluation.parent / warm.LOG).read_text()
     return str(warm_server.evaluation)
+
+
+def with_plugins(python: str, code: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Code in a process that finds launch/plugins and nothing else of this one's environment."""
+    env = {"PYTHONPATH": str(paths.ROOT / "launch" / "plugins"), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run([python, "-c", code, *words], env=env, capture_output=True, text=True)
 
 
 def save_tensors(file: Path, tensors: dict[str, np.ndarray], dtype: str = "F32") -> None:

@@ -70,13 +70,7 @@ def told(*words: str) -> dict[str, Any]:
         (LARGE, Cards(1, 1, H200, HOST), (f"{VLLM}=0.25",), 1, 1),  # 94 + 35; 66 GB of the host's 134
         (SMALL, Cards(1, 1, H200), (f"{VLLM}=0.4", GAE), 0, 1),  # 48 + 60 of the critic
         (SMALL, Cards(1, 1, A100), (f"{VLLM}=0.3", GAE), 2, 1),  # 15 + 60; without the critic 40 + 26
-        (
-            LARGE,
-            Cards(1, 1, 150 * 10**9),
-            (f"{VLLM}=0.2", SHORT, *GAE_SHORT),
-            3,
-            1,
-        ),  # 133 of 138; without the critic 94 + 30
+        (LARGE, Cards(1, 1, 150 * 10**9), (f"{VLLM}=0.2", SHORT, *GAE_SHORT), 3, 1),  # 133 of 138; GRPO 94 + 30
         (SMALL, Cards(8, 8, 0), (), 3, 1),
         (SMALL, Cards(0, 0, A100), (), 3, 1),
         (None, Cards(8, 8, A100), (), 3, 1),

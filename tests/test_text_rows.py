@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-
 import pytest
+from conftest import with_plugins
 
-from synergy import lab, paths
+from synergy import lab
 
 pytestmark = pytest.mark.slow
 
@@ -25,17 +24,12 @@ with torch.no_grad():
 """
 
 
-def forward(python: str, how: str) -> subprocess.CompletedProcess[str]:
-    env = {"PYTHONPATH": str(paths.ROOT / "launch" / "plugins"), "HF_HUB_OFFLINE": "1"}
-    argv = [python, "-c", CODE, str(lab.BASE), how]
-    return subprocess.run(argv, env=env, capture_output=True, text=True)
-
-
 def test_it_gives_what_transformers_gives(warm_python: str) -> None:
-    done = forward(warm_python, "with")
+    done = with_plugins(warm_python, CODE, str(lab.BASE), "with")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split()[-1] == "True"
 
 
 def test_verl_alone_fails_still(warm_python: str) -> None:
-    assert "has no attribute 'mean'" in forward(warm_python, "without").stderr, "verl_text_rows can go"
+    done = with_plugins(warm_python, CODE, str(lab.BASE), "without")
+    assert "has no attribute 'mean'" in done.stderr, "verl_text_rows can go"

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import with_plugins
 from safetensors.numpy import load_file, save_file
 from test_end_to_end import entries, run
 from test_strategies import plan
 from test_within_step import models
 from test_within_update import SGD, STEP, close, fields, job, mixed, moved, updates
 
-from synergy import lab, paths
+from synergy import lab
 from synergy.stages import rl
 
 __all__ = ["models"]
@@ -49,20 +49,14 @@ def untied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def load(python: str, folder: Path, how: str) -> subprocess.CompletedProcess[str]:
-    env = {"PYTHONPATH": str(paths.ROOT / "launch" / "plugins"), "HF_HUB_OFFLINE": "1"}
-    argv = [python, "-c", LOAD, str(folder), how]
-    return subprocess.run(argv, env=env, capture_output=True, text=True)
-
-
 def test_loaded_with_the_plug_in_they_are_all_empty(untied: Path, warm_python: str) -> None:
-    done = load(warm_python, untied, "with")
+    done = with_plugins(warm_python, LOAD, str(untied), "with")
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("{'meta'}") and int(done.stdout.split()[-1]) > 20
 
 
 def test_the_reason_is_still_there(untied: Path, warm_python: str) -> None:
-    done = load(warm_python, untied, "without")
+    done = with_plugins(warm_python, LOAD, str(untied), "without")
     assert "_is_hf_initialized" in done.stderr, "accelerate takes transformers' mark: the plug-in can go"
 
 

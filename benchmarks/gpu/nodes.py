@@ -6,7 +6,7 @@ To Ray, verl, torchrun and NCCL's rendezvous they are hosts of one GPU; they sha
 cluster asks for a token, as Ray's do by default. Words for SFT or RL over all of them: `nodes=NODES`; for both at once
 on one each: `recipe=model_merging`. apart: each node, and the head where chain.py runs, is a host of its own in namespaces
 (tests/hosts.py), with its own address, name, processes, /tmp and shared memory: NCCL then goes by TCP. They share the checkout,
-the environments and WORK. Needs root and iproute2.
+the environments and WORK; RANKS must lie outside of /tmp and /dev/shm, or WORK/model be there. Needs root and iproute2.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
-from hosts import Host, hosts
+from hosts import Host, NotPermitted, hosts
 
 from synergy import paths
 from synergy.machine import choose_ports
@@ -96,7 +96,10 @@ def main(argv: list[str]) -> int:
     with ExitStack() as stack:
         places: Sequence[Host | None] = [None] * (1 + len(gpus))
         if "apart" in words:
-            places = stack.enter_context(apart(len(gpus), Path(work).absolute()))
+            try:
+                places = stack.enter_context(apart(len(gpus), Path(work).absolute()))
+            except NotPermitted as error:
+                raise SystemExit(f"apart: {error}") from error
         address = stack.enter_context(cluster(gpus, places))
         chain = (str(HERE / "chain.py"), str(Path(work).absolute()), str(Path(ranks).absolute()), f"address={address}")
         words = [word for word in words if word != "apart"]

@@ -20,18 +20,26 @@ def take_out(qwen2_vl: Any) -> None:
     """Has verl see a tower that gives tensors, where there is no image."""
     stock = qwen2_vl._get_input_embeds
 
+    def unpacked(model: Any) -> Any:
+        """What verl asks of the model, its tower's tensor taken out."""
+
+        def visual(*given: Any, **named: Any) -> Any:
+            return qwen2_vl.unpack_visual_output(model.visual(*given, **named))[0]
+
+        return SimpleNamespace(visual=visual, get_input_embeddings=model.get_input_embeddings, config=model.config)
+
     def embeds(
-        model: Any, input_ids: Any, mask: Any = None, pixels: Any = None, frames: Any = None, *grids: Any, **named: Any
+        model: Any,
+        input_ids: Any,
+        attention_mask: Any = None,
+        pixel_values: Any = None,
+        pixel_values_videos: Any = None,
+        *grids: Any,
+        **named: Any,
     ) -> Any:
-        if pixels is None and frames is None:
-            tower = model.visual
-
-            def visual(*given: Any, **how: Any) -> Any:
-                return qwen2_vl.unpack_visual_output(tower(*given, **how))[0]
-
-            words = model.get_input_embeddings
-            model = SimpleNamespace(visual=visual, get_input_embeddings=words, config=model.config)
-        return stock(model, input_ids, mask, pixels, frames, *grids, **named)
+        blank = pixel_values is None and pixel_values_videos is None
+        seen = unpacked(model) if blank else model
+        return stock(seen, input_ids, attention_mask, pixel_values, pixel_values_videos, *grids, **named)
 
     qwen2_vl._get_input_embeds = embeds
 

@@ -69,7 +69,7 @@ def native(stage: str, settings: Mapping[str, Any], count: int) -> int:
         return count * (WHOLE + moments) // _halves(stage, settings)
     verl = settings.get("verl", {})
     policy = count * _saved(verl.get("actor_rollout_ref", {}).get("actor", {})) // _halves(stage, settings)
-    return policy + (count * _saved(verl.get("critic", {}), SAVED[:2]) if rl_critic.wanted(verl) else 0)
+    return policy + (count * _saved(verl.get("critic", {}), ("model", "optimizer")) if rl_critic.wanted(verl) else 0)
 
 
 def _saved(role: Mapping[str, Any], contents: Sequence[str] = SAVED) -> int:
