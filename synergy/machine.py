@@ -82,27 +82,29 @@ def die_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def choose_port(port: int | None) -> int:
-    """The port asked for, or any free one. Raises UserError if the one asked for is in use or not allowed."""
-    return choose_ports(port, 1)[0]
+def hold_port(port: int | None) -> socket.socket:
+    """Bound to the port asked for, or to any free one, without listening: until it is closed the kernel gives that port to none
+    who asks for any, and a server that sets SO_REUSEADDR (vLLM, torch) may listen there. Raises UserError if the one asked for
+    is in use or not allowed."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        held.bind((HOST, port or 0))
+    except (OSError, OverflowError) as err:
+        held.close()
+        raise UserError(
+            f"evaluate.port={port} is in use or not allowed on {HOST} ({err}): end what uses it, choose another, or "
+            "set it to null for any free one"
+        ) from err
+    return held
 
 
 def choose_ports(first: int | None, count: int) -> list[int]:
-    """``count`` different ports: those from ``first`` on, or any free ones. Raises UserError if one of those asked for is in
-    use or not allowed."""
-    with ExitStack() as held:  # all at once, so that none is given out twice
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
-        for index, probe in enumerate(probes):
-            port = first + index if first else 0
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except (OSError, OverflowError) as err:
-                raise UserError(
-                    f"evaluate.port={port} is in use or not allowed on {HOST} ({err}): end what uses it, choose another, or "
-                    "set it to null for any free one"
-                ) from err
-        return [int(probe.getsockname()[1]) for probe in probes]
+    """``count`` different ports: those from ``first`` on, or any free ones, which another process may take before they are used
+    (``hold_port``). Raises UserError if one of those asked for is in use or not allowed."""
+    with ExitStack() as stack:  # all at once, so that none is given out twice
+        held = [stack.enter_context(hold_port(first + index if first else None)) for index in range(count)]
+        return [int(one.getsockname()[1]) for one in held]
 
 
 @functools.cache

@@ -115,11 +115,12 @@ def _serve(folder: str, cpus: int) -> None:
     import ray
     from ray.cluster_utils import Cluster
 
-    from synergy.machine import choose_ports
+    from synergy.machine import hold_port
 
     told, sys.stdout = sys.stdout, sys.stderr
     # Ray's own choice for the agent is one fixed port, which another cluster may have.
-    port, agent = choose_ports(None, 2)
+    held = [hold_port(None), hold_port(None)]
+    port, agent = (one.getsockname()[1] for one in held)
     head: dict[str, Any] = {"num_cpus": cpus, "num_gpus": 0, "include_dashboard": True, "dashboard_port": port}
     head |= {"dashboard_agent_listen_port": agent, "temp_dir": folder}
     cluster = Cluster(initialize_head=True, head_node_args={**head, **SIZES})

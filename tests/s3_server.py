@@ -60,9 +60,10 @@ class Server:
 @contextmanager
 def serving(data: Path, quota: int = 1 << 60, host: Host | None = None) -> Iterator[Server]:
     """The server with one bucket. data: a folder that the host sees too."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    from synergy.machine import hold_port  # not where this file is the server's program
+
+    held = hold_port(None)
+    port = held.getsockname()[1]
     address = host.address if host else "127.0.0.1"
     (data / BUCKET).mkdir(parents=True, exist_ok=True)
     keys = {"NANIO_ACCESS_KEY": ACCESS, "NANIO_SECRET_KEY": SECRET, "NANIO_DATA_DIR": str(data)}
@@ -81,6 +82,7 @@ def serving(data: Path, quota: int = 1 << 60, host: Host | None = None) -> Itera
         process.send_signal(signal.SIGCONT)
         process.kill()
         process.wait()
+        held.close()
 
 
 def _answers(address: str, port: int, host: Host | None) -> bool:

@@ -6,8 +6,10 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ from typing import Any
 import pytest
 
 from synergy.errors import UserError
-from synergy.machine import choose_port
+from synergy.machine import HOST, choose_ports, hold_port
 from synergy.workers import vllm_server
 from synergy.workers.vllm_server import ServerConfig, ServerError, last_lines, serve
 
+IP_LOCAL_PORT_RANGE = 51
+"""ip(7), Linux 6.3: from which a port is chosen for this socket."""
 ROOT = Path(__file__).resolve().parent.parent
 
 # Stands for vLLM, which takes 20 s to start: a parent that answers /health and a child, like its engine, that has to go too.
@@ -102,11 +106,39 @@ def test_port_in_use_is_the_users_to_mend(tmp_path: Path) -> None:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"port={port}"):
-            choose_port(port)
+            choose_ports(port, 1)
         done = worker(tmp_path, server={"port": port})
         assert done.wait(30) == 2
         assert f"port={port}" in (tmp_path / "worker.log").read_text()
-    assert choose_port(port) == port
+    assert choose_ports(port, 1) == [port]
+
+
+def test_a_held_port_is_for_its_server_alone() -> None:
+    with hold_port(None) as held, socket.socket() as other:
+        port = held.getsockname()[1]
+        with pytest.raises(OSError, match="in use"):
+            other.bind((HOST, port))
+        other.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("I", port << 16 | port))
+        with pytest.raises(OSError, match="in use"):
+            other.bind((HOST, 0))
+        with socket.create_server((HOST, port)) as server, socket.create_connection((HOST, port)):
+            server.accept()[0].close()
+
+
+def test_what_another_server_answers_is_not_ready(tmp_path: Path) -> None:
+    """Ray's gRPC servers answer any request with their settings in HTTP/2."""
+
+    def answer(listener: socket.socket) -> None:
+        with listener.accept()[0] as peer:
+            peer.recv(65536)
+            peer.sendall(bytes.fromhex("00001804000000000000040000"))
+
+    with (
+        serve(config(tmp_path, "import time; time.sleep(600)")) as server,
+        socket.create_server((HOST, server.port)) as other,
+    ):
+        threading.Thread(target=answer, args=(other,), daemon=True).start()
+        assert not server.ready()
 
 
 def worker(tmp: Path, **changes: Any) -> subprocess.Popen[bytes]:

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from synergy import lab, paths
-from synergy.machine import HOST, choose_port
+from synergy.machine import HOST, choose_ports
 from synergy.stages import sft_spread
 from synergy.workers import vllm_server
 from synergy.workers.vllm_server import ServerConfig
@@ -119,7 +119,7 @@ def test_torchruns_store_listens_on_loopback_only(tmp_path: Path) -> None:
     """With the words that LLaMA-Factory's launcher starts it with (launcher.py, version 0.9.5)."""
     pytest.importorskip("torch")
     (tmp_path / "worker.py").write_text(TORCHRUN)
-    words = f"--nnodes 1 --node_rank 0 --nproc_per_node 2 --master_addr {HOST} --master_port {choose_port(None)}"
+    words = f"--nnodes 1 --node_rank 0 --nproc_per_node 2 --master_addr {HOST} --master_port {choose_ports(None, 1)[0]}"
 
     def listening(**more: str) -> str:
         env = {

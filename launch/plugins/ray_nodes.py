@@ -32,9 +32,10 @@ class Place:
     def address(self) -> tuple[str, int]:
         import ray
 
-        from synergy.machine import choose_port
+        from synergy.machine import hold_port
 
-        return ray.util.get_node_ip_address(), choose_port(None)
+        self.held = hold_port(None)  # torchrun takes it when it is up
+        return ray.util.get_node_ip_address(), int(self.held.getsockname()[1])
 
     def run(self, argv: Sequence[str], env: Mapping[str, str], cwd: str, program: str) -> Iterator[bytes | int]:
         """The command's output in pieces, then its exit code."""

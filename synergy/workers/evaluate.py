@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from synergy.errors import UserError
-from synergy.machine import choose_ports, die_with_parent, gpus, share
+from synergy.machine import die_with_parent, gpus, share
 from synergy.paths import ROOT
 from synergy.workers import logprobs
 from synergy.workers.vllm_server import Server, ServerConfig, ServerError, serve_all, stop
@@ -54,7 +54,7 @@ def read_spec(path: Path) -> tuple[list[ServerConfig], Path, dict[str, Any]]:
         args = tuple(str(arg) for arg in server.get("args", ()))
         env = {name: str(value) for name, value in server.get("env", {}).items()}
         shares = share(gpus(), wide(args), server.get("replicas"), "evaluate.replicas")
-        ports = choose_ports(server.get("port"), len(shares))
+        first = server.get("port")
         configs = [
             ServerConfig(
                 model=Path(raw["model"]),
@@ -62,10 +62,10 @@ def read_spec(path: Path) -> tuple[list[ServerConfig], Path, dict[str, Any]]:
                 log=Path(raw["out"]) / ("server.log" if len(shares) == 1 else f"server-{index}.log"),
                 args=args,
                 env={**env, **visible},
-                port=port,
+                port=first + index if first else None,
                 startup_timeout=float(server.get("startup_timeout", 600)),
             )
-            for index, (port, visible) in enumerate(zip(ports, shares, strict=True))
+            for index, visible in enumerate(shares)
         ]
         model = Path(raw["model"])
         python = Path(raw["eval_python"])

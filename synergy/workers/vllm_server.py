@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import secrets
@@ -9,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from synergy import paths
-from synergy.machine import HOST, choose_port, die_with_parent
+from synergy.machine import HOST, die_with_parent, hold_port
 
 EXTENSION = "loopback_store.Extension"
 """Of vLLM's workers (launch/plugins): torch's store would listen on all addresses."""
@@ -71,11 +71,11 @@ class Server:
         raise ServerError(f"{reason}; {last_lines(self.log)}")
 
     def ready(self) -> bool:
-        """Whether /health answers and it is our server that answers. Raises ServerError if it has ended."""
+        """Whether /health answers. Raises ServerError if the server has ended."""
         try:
             with _direct.open(f"http://{HOST}:{self.port}/health", timeout=5.0) as reply:
                 healthy = bool(reply.status == 200)
-        except (OSError, urllib.error.URLError):
+        except (OSError, http.client.HTTPException):  # the latter: some other server's answer
             healthy = False
         self.check()
         return healthy
@@ -143,22 +143,23 @@ def _group_lives(process: subprocess.Popen[bytes]) -> bool:
 @contextmanager
 def serve(config: ServerConfig) -> Iterator[Server]:
     """Start a server and yield at once, before it is ready; stop its whole process group at the end of the block."""
-    port = choose_port(config.port)
     config.log.parent.mkdir(parents=True, exist_ok=True)
-    with config.log.open("wb") as log:
-        process = subprocess.Popen(
-            command(config, port),
-            env=environment(config),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
-    try:
-        yield Server(process, port, config.log, config.key)
-    finally:
-        stop(process)
+    with hold_port(config.port) as held:  # vLLM takes it a minute from now
+        port = held.getsockname()[1]
+        with config.log.open("wb") as log:
+            process = subprocess.Popen(
+                command(config, port),
+                env=environment(config),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        try:
+            yield Server(process, port, config.log, config.key)
+        finally:
+            stop(process)
 
 
 @contextmanager
