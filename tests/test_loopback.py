@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from synergy import lab, paths
-from synergy.machine import HOST, choose_ports
+from synergy.machine import HOST, hold_port
 from synergy.stages import sft_spread
 from synergy.workers import vllm_server
 from synergy.workers.vllm_server import ServerConfig
@@ -119,9 +119,9 @@ def test_torchruns_store_listens_on_loopback_only(tmp_path: Path) -> None:
     """With the words that LLaMA-Factory's launcher starts it with (launcher.py, version 0.9.5)."""
     pytest.importorskip("torch")
     (tmp_path / "worker.py").write_text(TORCHRUN)
-    words = f"--nnodes 1 --node_rank 0 --nproc_per_node 2 --master_addr {HOST} --master_port {choose_ports(None, 1)[0]}"
 
-    def listening(**more: str) -> str:
+    def listening(port: int, **more: str) -> str:
+        words = f"--nnodes 1 --node_rank 0 --nproc_per_node 2 --master_addr {HOST} --master_port {port}"
         env = {
             **os.environ,
             "PYTHONPATH": paths.pythonpath(),
@@ -134,8 +134,10 @@ def test_torchruns_store_listens_on_loopback_only(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout.split("listens ", 1)[1].strip()
 
-    assert listening(**sft_spread.ON_LOOPBACK) == HOST
-    assert listening() in ("::", "0.0.0.0"), "torchrun does it itself: drop launch/plugins/torchrun_loopback.py"
+    with hold_port(None) as held:
+        port = held.getsockname()[1]
+        assert listening(port, **sft_spread.ON_LOOPBACK) == HOST
+        assert listening(port) in ("::", "0.0.0.0"), "torchrun does it itself: drop launch/plugins/torchrun_loopback.py"
 
 
 def test_our_vllm_server_listens_on_loopback_with_all_of_its_processes(tmp_path: Path) -> None:
