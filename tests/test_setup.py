@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
-import time
 from collections import namedtuple
 from pathlib import Path
 from types import ModuleType
@@ -170,15 +169,15 @@ def test_stamp_follows_pins_script_folder_and_its_python(
     assert setup.read_stamp(folder) == []
 
 
-def test_a_finished_setup_is_found_in_well_under_a_second(tmp_path: Path, setup: ModuleType) -> None:
+def test_a_finished_setup_is_left_as_it_is(tmp_path: Path, setup: ModuleType) -> None:
     for name, pins in (("train", "train-cpu"), ("eval", "eval")):
         fake_environment(tmp_path / name)
         setup.stamp(tmp_path / name, pins)
-    begun = time.monotonic()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/*")}
     command = [sys.executable, str(SCRIPT), "--cpu", "--envs", str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "environments ready" in ran.stdout and len(ran.stdout.splitlines()) == 1
-    assert time.monotonic() - begun < 2.0  # 0.1 s on a quiet machine
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/*")}
 
 
 @pytest.mark.parametrize("pins", ["train-cpu", "train-gpu", "eval"])
