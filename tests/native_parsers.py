@@ -35,12 +35,14 @@ def verl(overrides: list[str]) -> None:
     for library in [libraries] if isinstance(libraries, str) else libraries:
         importlib.import_module(library)
     validate_config(config, need_reference_policy(config), need_critic(config))
-    longest = (
-        config.data.max_prompt_length + config.data.max_response_length
-    )  # seqlen_balancing.py asserts it, hours later
-    assert config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu >= longest, (
+    longest = config.data.max_prompt_length + config.data.max_response_length
+    policy, critic = config.actor_rollout_ref, config.critic
+    held = [policy.actor.ppo_max_token_len_per_gpu]
+    held += [part.log_prob_max_token_len_per_gpu for part in (policy.rollout, policy.ref)]
+    held += [critic.ppo_infer_max_token_len_per_gpu] if need_critic(config) else []
+    assert min(held) >= longest, (
         "a micro-batch holds no longest sequence"
-    )
+    )  # seqlen_balancing.py asserts it, hours later
     omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
     actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
     assert (actor.engine.strategy, actor.engine.synergy_freeze_vision) == ("fsdp2", True), "the vision tower is trained"

@@ -151,8 +151,6 @@ def test_verls_own_checks_accept_the_critic(scale: str, monkeypatch: pytest.Monk
     assert critic.ppo_mini_batch_size == actor.actor.ppo_mini_batch_size
     assert critic.model.freeze_vision_tower == actor.actor.freeze_vision_tower
     assert critic.model.hf_config._attn_implementation == actor.model.override_config.attn_implementation
-    longest = found.data.max_prompt_length + found.data.max_response_length
-    assert critic.ppo_infer_max_token_len_per_gpu >= longest, "a sequence fits in a micro-batch"
 
 
 BUILD = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,47 @@ def test_the_rule(model: Model | None, cards: Cards, words: tuple[str, ...], awa
     found = fit_rl.chosen(told(*words), model, cards)
     dtype = "fp32" if model is None else "bf16"
     sent = {key: number < away for number, key in enumerate(fit_rl.AWAY)}
-    assert found == {**sent, fit_rl.PARALLEL: wide, fit_rl.REFERENCE_DTYPE: dtype}
+    expected = {**sent, fit_rl.PARALLEL: wide, fit_rl.REFERENCE_DTYPE: dtype}
+    assert {key: found[key] for key in expected} == expected
+    assert set(found) - set(expected) == {fit_rl.TOKENS, fit_rl.CRITIC_TOKENS}
+
+
+@pytest.mark.parametrize(
+    ("model", "cards", "words", "tokens"),
+    [
+        (SMALL, Cards(1, 1, A100), (), 20480),
+        (SMALL, Cards(1, 1, 64 * 10**9), (f"{VLLM}=0.1",), 16384),  # 53.3 of 58.9 GB, and 0.33 for a thousand
+        (SMALL, Cards(1, 1, 58 * 10**9), (f"{VLLM}=0.1",), 8192),  # there is no room for more, nor for so many
+        (SMALL, Cards(1, 1, A100), ("lengths.rl=28672",), 32768),  # the longest sequence, whatever there is
+        (LARGE, Cards(1, 1, H200), (GAE, f"{VLLM}=0.1"), 8192),  # the critic's states alone are 124 of 130 GB
+        (SMALL, Cards(8, 8, 0), (), 8192),
+        (None, Cards(8, 8, A100), ("rl.verl.data.max_prompt_length=1024",), 5120),
+    ],
+)  # fmt: skip
+def test_a_micro_batch_holds_what_there_is_room_for(
+    model: Model | None, cards: Cards, words: tuple[str, ...], tokens: int
+) -> None:
+    found = fit_rl.chosen(told(*words), model, cards)
+    assert found[fit_rl.TOKENS] == found[fit_rl.CRITIC_TOKENS] == tokens
+
+
+@pytest.mark.parametrize(
+    ("word", "more"),
+    [
+        (f"rl.verl.{fit_rl.TOKENS}=8191", ()),
+        (f"+rl.verl.{fit_rl.LOG_PROBS[0]}=4096", ()),
+        (f"+rl.verl.{fit_rl.LOG_PROBS[1]}=4096", ()),
+        (f"rl.verl_add.{fit_rl.CRITIC_TOKENS}=4096", (GAE,)),
+    ],
+)
+def test_a_micro_batch_that_holds_no_longest_sequence_is_refused(word: str, more: tuple[str, ...]) -> None:
+    """verl's own assertion ends the run, at the first sequence that is as long."""
+    with pytest.raises(UserError, match=rf"^{re.escape(word.lstrip('+'))}: .* 4096 tokens .* set it to 8192 or more"):
+        fit_rl.check(stage("rl", word, *more).settings)
+    dynamic = f"rl.verl.{fit_rl.ACTOR}.use_dynamic_bsz=false"
+    wide = f"+rl.verl.{fit_rl.ACTOR}.fsdp_config.ulysses_sequence_parallel_size=2"
+    for way in (dynamic, wide, "lengths.rl=1024 rl.verl.data.max_prompt_length=1024"):
+        fit_rl.check(stage("rl", word, *more, *way.split()).settings)
 
 
 @given(st.integers(1, 4), st.sampled_from([1, 2, 4, 8]), st.integers(10**10, 2 * 10**11))
@@ -207,7 +248,13 @@ def test_null_keys_are_filled_in_and_others_left(monkeypatch: pytest.MonkeyPatch
     mine = stage("rl", "rl.verl.trainer.n_gpus_per_node=1", f"{MOMENTS}=false")
     reference, moments, policy = fit_rl.AWAY
     dtype = {fit_rl.REFERENCE_DTYPE: "bf16"}
-    assert fit.filled(mine, lab.BASE) == {reference: True, policy: True, fit_rl.PARALLEL: 1, **dtype}
+    assert fit.filled(mine, lab.BASE) == {
+        reference: True,
+        policy: True,
+        fit_rl.PARALLEL: 1,
+        **dtype,
+        fit_rl.TOKENS: 20480,
+    }
     assert f"{moments}=false" in rl.overrides(mine.settings)
     assert not [word for word in rl.overrides(mine.settings) if word.endswith("=null") and "offload" in word]
     assert fit.filled(plan("rl")["rl"], lab.BASE) == {}, "the tiny scale names its own"

@@ -24,8 +24,10 @@ The rule takes the first of these ways with which all stands in 92 % of the GPU,
 critic train, and in 85 % of the host's memory: nothing away; the reference model away, which costs a start of the stage; then
 Adam's moments, which costs each step; then the weights. Where none does, or the GPU is not known, all go.
 tensor_model_parallel_size is the smallest power of two that divides a node's GPUs and with which vLLM's weights take at most
-half of its share; 1 where the GPU is not known. The reference model is loaded as its checkpoint is: in bfloat16 it computes
-what it computes in float32, as FSDP casts weights before (launch/plugins/verl_positions.py; tests/test_reference.py).
+half of its share; 1 where the GPU is not known. A micro-batch holds ENOUGH tokens, or as many as there is room for then, but
+always the longest prompt and response: so many where the GPU is not known. The reference model is loaded as its checkpoint
+is: in bfloat16 it computes what it computes in float32, as FSDP casts weights before (launch/plugins/verl_positions.py;
+tests/test_reference.py).
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from synergy.errors import UserError
 from synergy.stages import rl_critic, verl_keys
 from synergy.stages.memory import HOST_USABLE, LOGITS, USABLE, Cards, Model, Need
 
@@ -48,8 +51,19 @@ AWAY = (
 """In the order in which the rule sends them away."""
 PARALLEL = f"{ROLLOUT}.tensor_model_parallel_size"
 REFERENCE_DTYPE = f"{REFERENCE}.fsdp_config.model_dtype"
-CHOSEN = (*AWAY, PARALLEL, REFERENCE_DTYPE)
+TOKENS = f"{ACTOR}.ppo_max_token_len_per_gpu"
+CRITIC_TOKENS = "critic.ppo_infer_max_token_len_per_gpu"
+"""Of a micro-batch, as above; verl 0.9.1 takes it in training too (trainer/ppo/v1/trainer_base.py)."""
+DEFAULTS = {TOKENS: 16384, CRITIC_TOKENS: 32768}
+"""verl's, where a recipe has no such key."""
+CHOSEN = (*AWAY, PARALLEL, REFERENCE_DTYPE, TOKENS, CRITIC_TOKENS)
 """verl's keys that the rule fills in where they are null."""
+LOG_PROBS = tuple(f"{role}.log_prob_max_token_len_per_gpu" for role in (ROLLOUT, REFERENCE))
+"""Of those that only compute log-probabilities; without the key verl takes TOKENS."""
+ENOUGH = 20480
+"""Tokens of a micro-batch with which the figures in benchmarks/results/h200.md were measured."""
+SMALLER = 1024
+"""Tokens by which the rule goes down from there."""
 LAYER = 90
 """Bytes a token and unit of hidden size: what a layer's attention and MLP make (3B and 7B on an H200: 101 and 72)."""
 FLOAT32 = ("fp32", "float32", "32")
@@ -74,13 +88,48 @@ def fused(told: Mapping[str, Any]) -> bool:
 
 def chosen(told: Mapping[str, Any], of: Model | None, on: Cards) -> dict[str, Any]:
     """The rule's values of CHOSEN. told: verl's keys, dotted."""
-    away, wide, dtype = len(AWAY), 1, "bf16" if of is not None and of.half else "fp32"
+    away, wide, tokens = len(AWAY), 1, longest(told)
+    dtype = "bf16" if of is not None and of.half else "fp32"
     told = _either(told, {REFERENCE_DTYPE: dtype})
     if of is not None and on.memory and on.count:
-        away = next((number for number in range(len(AWAY) + 1) if _fits(_either(told, _sent(number)), of, on)), away)
+        ways = (_either(told, _sent(number) | _micro(tokens)) for number in range(len(AWAY) + 1))
+        away = next((number for number, way in enumerate(ways) if _fits(way, of, on)), away)
         while 4 * of.whole > wide * _vllm(told, on) and on.per_node % (2 * wide) == 0:
             wide *= 2
-    return {**_sent(away), PARALLEL: wide, REFERENCE_DTYPE: dtype}
+        told = _either(told, _sent(away))
+        tokens = next((more for more in range(ENOUGH, tokens, -SMALLER) if _holds(told, more, of, on)), tokens)
+    return {**_sent(away), PARALLEL: wide, REFERENCE_DTYPE: dtype, **_micro(tokens)}
+
+
+def longest(told: Mapping[str, Any]) -> int:
+    """Tokens of the longest prompt and response."""
+    return int(told["data.max_prompt_length"]) + int(told["data.max_response_length"])
+
+
+def check(settings: Mapping[str, Any]) -> None:
+    """Raises UserError for micro-batches that don't hold the longest sequence: verl tells it when one comes, after the rollouts
+    (utils/seqlen_balancing.py)."""
+    told, added = DEFAULTS | verl_keys.given(settings), verl_keys.flatten(settings["verl_add"])
+    wide = max(int(told.get(f"{ACTOR}.{part}ulysses_sequence_parallel_size") or 1) for part in ("", "fsdp_config."))
+    for key in (TOKENS, *LOG_PROBS, *([CRITIC_TOKENS] if rl_critic.wanted(told) else [])):
+        tokens, most = told.get(key), longest(told)
+        if told.get(f"{ACTOR}.use_dynamic_bsz") and tokens is not None and int(tokens) * wide < most:
+            prompt, response = (told[f"data.max_{part}_length"] for part in ("prompt", "response"))
+            rule = " (null: what the GPUs have room for)" if key in CHOSEN else ""
+            name = f"rl.{'verl_add' if key in added else 'verl'}.{key}"
+            raise UserError(
+                f"{name}={tokens}: a micro-batch would not hold the longest sequence, a prompt of {prompt} tokens "
+                f"(rl.verl.data.max_prompt_length) and a response of {response} (lengths); set it to {most} or more{rule}, or "
+                "lower one of these"
+            )
+
+
+def _micro(tokens: int) -> dict[str, int]:
+    return {TOKENS: tokens, CRITIC_TOKENS: tokens}
+
+
+def _holds(told: Mapping[str, Any], tokens: int, of: Model, on: Cards) -> bool:
+    return max(_on_gpu(_either(told, _micro(tokens)), of, on)) <= USABLE * on.memory
 
 
 def _either(told: Mapping[str, Any], rule: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +179,9 @@ def _states(told: Mapping[str, Any], of: Model, on: Cards) -> int:
 
 
 def _activations(told: Mapping[str, Any], of: Model) -> int:
-    tokens = int(told.get(f"{ACTOR}.ppo_max_token_len_per_gpu", 16384))
+    tokens = int(told.get(TOKENS, DEFAULTS[TOKENS]))
+    if not told.get(f"{ACTOR}.use_dynamic_bsz"):
+        tokens = int(told.get(f"{ACTOR}.ppo_micro_batch_size_per_gpu") or 1) * longest(told)
     return _of_tokens(tokens, max(LAYER * of.hidden, 0 if told.get(FUSED) else LOGITS * of.vocabulary), of)
 
 
@@ -143,7 +194,7 @@ def _of_tokens(tokens: int, last: int, of: Model) -> int:
 def _critic(told: Mapping[str, Any], of: Model, on: Cards) -> int:
     if not rl_critic.wanted(told):
         return 0
-    tokens = int(told.get("critic.ppo_infer_max_token_len_per_gpu", 32768))
+    tokens = int(told.get(CRITIC_TOKENS, DEFAULTS[CRITIC_TOKENS]))
     return (16 * of.trained + 4 * of.frozen) // on.count + _of_tokens(tokens, LAYER * of.hidden, of)
 
 
