@@ -79,6 +79,8 @@ IMPOSSIBLE = """
     +rl.verl.actor_rollout_ref.actor.policy_loss=abc
     rl.verl.actor_rollout_ref.actor.checkpoint.save_contents=null rl.verl_add.reward=null
     rl.verl.ray_kwargs.ray_init=null rl.verl_add.critic.ppo_infer_max_token_len_per_gpu=0 evaluate.runs=0
+    +rl.verl.actor_rollout_ref.actor.ulysses_sequence_parallel_size=abc
+    rl.verl.actor_rollout_ref.ref.log_prob_max_token_len_per_gpu=null
     evaluate.runs=-1 evaluate.workers=0 evaluate.replicas=-2 evaluate.port=70000
     evaluate.sampling.temperature=-1.0 evaluate.sampling.top_p=3.0 evaluate.sampling.max_tokens=0
     evaluate.sampling.top_p=nan lengths.rl=-5 budget.rl_epochs=0 budget.rl_steps=-3 budget.rl_steps=0 sample.n=0
