@@ -47,14 +47,22 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _deciding(args: Sequence[str]) -> list[str]:
     """Of the server's arguments, each with its values, sorted."""
+    return sorted(word for word in _words(args) if _name(word) not in HOW_FAST)
+
+
+def _words(args: Sequence[str]) -> list[str]:
+    """The server's arguments, each with its values in one word."""
     given: list[str] = []
     for word in args:
         if word.startswith("-") or not given:
             given.append(word)
         else:
             given[-1] += f"={word}"  # a value in a word of its own
-    names = [word.partition("=")[0].lstrip("-").removeprefix("no-").replace("_", "-") for word in given]
-    return sorted(word for word, name in zip(given, names, strict=True) if name not in HOW_FAST)
+    return given
+
+
+def _name(word: str) -> str:
+    return word.partition("=")[0].lstrip("-").removeprefix("no-").replace("_", "-")
 
 
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:
@@ -65,6 +73,14 @@ def check(stage: Stage, pythons: Mapping[str, str]) -> None:
             f"evaluate.judge.key_env={judge['key_env']}: no such environment variable; put the judge's key there, or set "
             "key_env=null for an endpoint without one"
         )
+    most = stage.settings["sampling"]["max_tokens"]
+    for word in _words(stage.settings["server"]):
+        length = word.partition("=")[2]
+        if _name(word) == "max-model-len" and length.isdecimal() and int(length) <= most:
+            raise UserError(
+                f"evaluate.sampling.max_tokens={most}: leaves no room for a question in the server's {word} (evaluate.server), "
+                "and vLLM would answer none; lower it, or raise that"
+            )
 
 
 def _benchmarks(job: Job) -> list[dict[str, str]]:
