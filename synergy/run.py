@@ -21,7 +21,7 @@ from synergy.driver.execute import Limits
 from synergy.driver.plan import Plan, Step
 from synergy.errors import StageFailed, UserError
 from synergy.report import results
-from synergy.stages import fit
+from synergy.stages import fit, lengths
 
 STOPPED = "\nthe sweep stopped here, before its other jobs; what is finished is kept, and the same command continues it"
 WAYS_ON = "run.keep_going=true goes on with the others"
@@ -118,7 +118,8 @@ def preflight(tasks: Sequence[Task], plans: Sequence[Plan]) -> None:
                 if step.action != "reuse" and stage not in seen:
                     seen.add(stage)
                     stages.kind(step.stage.kind).check(step.stage, todo.pythons)
-                    fit.check(step.stage, _sized(step, todo))
+                    fit.check(step.stage, sized := _sized(step, todo))
+                    lengths.check(step.stage, sized)
 
 
 def _sized(step: Step, todo: Plan) -> Path | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -103,25 +102,6 @@ def test_a_micro_batch_holds_what_there_is_room_for(
 ) -> None:
     found = fit_rl.chosen(told(*words), model, cards)
     assert found[fit_rl.TOKENS] == found[fit_rl.CRITIC_TOKENS] == tokens
-
-
-@pytest.mark.parametrize(
-    ("word", "more"),
-    [
-        (f"rl.verl.{fit_rl.TOKENS}=8191", ()),
-        (f"+rl.verl.{fit_rl.LOG_PROBS[0]}=4096", ()),
-        (f"+rl.verl.{fit_rl.LOG_PROBS[1]}=4096", ()),
-        (f"rl.verl_add.{fit_rl.CRITIC_TOKENS}=4096", (GAE,)),
-    ],
-)
-def test_a_micro_batch_that_holds_no_longest_sequence_is_refused(word: str, more: tuple[str, ...]) -> None:
-    """verl's own assertion ends the run, at the first sequence that is as long."""
-    with pytest.raises(UserError, match=rf"^{re.escape(word.lstrip('+'))}: .* 4096 tokens .* set it to 8192 or more"):
-        fit_rl.check(stage("rl", word, *more).settings)
-    dynamic = f"rl.verl.{fit_rl.ACTOR}.use_dynamic_bsz=false"
-    wide = f"+rl.verl.{fit_rl.ACTOR}.fsdp_config.ulysses_sequence_parallel_size=2"
-    for way in (dynamic, wide, "lengths.rl=1024 rl.verl.data.max_prompt_length=1024"):
-        fit_rl.check(stage("rl", word, *more, *way.split()).settings)
 
 
 @given(st.integers(1, 4), st.sampled_from([1, 2, 4, 8]), st.integers(10**10, 2 * 10**11))

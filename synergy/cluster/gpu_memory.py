@@ -13,7 +13,7 @@ from synergy.compose import Task
 from synergy.config import Config
 from synergy.driver import externals
 from synergy.errors import UserError
-from synergy.stages import Stage, fit
+from synergy.stages import Stage, fit, lengths
 from synergy.strategies import blocks
 
 KEY = "cluster.gpu_memory_gb"
@@ -56,11 +56,12 @@ def _smallest(stage: Stage, need: needs.Need, there: Sequence[Node]) -> float:
 
 
 def check(cfg: Config) -> None:
-    """Raises UserError for a stage that can't fit, where the base model is at hand to tell."""
+    """Raises UserError for a stage that can't fit, where the base model is at hand to tell, or whose lengths can't be."""
     base, given = externals.at_hand(cfg), blocks.given_models(cfg)
-    for stage in strategies.stages(cfg) if base else ():
-        if stage.inputs.get("model") not in given:  # those may be of another size
-            fit.check(stage, base)
+    for stage in strategies.stages(cfg):
+        like = None if stage.inputs.get("model") in given else base  # those may be of another size
+        lengths.check(stage, like)
+        fit.check(stage, like)
 
 
 def seen(nodes: Sequence[Node], cards: Mapping[str, Sequence[int]]) -> list[Node]:

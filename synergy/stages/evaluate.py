@@ -65,6 +65,12 @@ def _name(word: str) -> str:
     return word.partition("=")[0].lstrip("-").removeprefix("no-").replace("_", "-")
 
 
+def argument(args: Sequence[str], name: str) -> str | None:
+    """The value of one of the server's arguments; the last, if there are several."""
+    found = [word.partition("=")[2] for word in _words(args) if _name(word) == name]
+    return found[-1] if found else None
+
+
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:
     choose_ports(stage.settings["port"], stage.settings["replicas"] or 1)
     judge = stage.settings.get("judge")
@@ -73,14 +79,6 @@ def check(stage: Stage, pythons: Mapping[str, str]) -> None:
             f"evaluate.judge.key_env={judge['key_env']}: no such environment variable; put the judge's key there, or set "
             "key_env=null for an endpoint without one"
         )
-    most = stage.settings["sampling"]["max_tokens"]
-    for word in _words(stage.settings["server"]):
-        length = word.partition("=")[2]
-        if _name(word) == "max-model-len" and length.isdecimal() and int(length) <= most:
-            raise UserError(
-                f"evaluate.sampling.max_tokens={most}: leaves no room for a question in the server's {word} (evaluate.server), "
-                "and vLLM would answer none; lower it, or raise that"
-            )
 
 
 def _benchmarks(job: Job) -> list[dict[str, str]]:

@@ -46,11 +46,11 @@ def taken(stage: Stage, gib: Iterable[float]) -> dict[str, float]:
 
 
 def filled(stage: Stage, base: Path) -> dict[str, Any]:
-    """The rule's values of an RL stage's keys that are null."""
-    told = verl_keys.given(stage.settings)
+    """The rule's values of an RL stage's keys that are null, as verl's command line has them."""
+    told, added = verl_keys.given(stage.settings), verl_keys.flatten(stage.settings["verl_add"])
     empty = [key for key in fit_rl.CHOSEN if key in told and told[key] is None]
     made = fit_rl.chosen(told, memory.model(base, _frozen(stage)), cards(stage)) if empty else {}
-    return {key: made[key] for key in empty}
+    return {f"++{key}" if key in added else key: made[key] for key in empty}
 
 
 def micro_batch(stage: Stage, base: Path, file: Path, media: Path) -> int:

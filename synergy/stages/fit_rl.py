@@ -35,7 +35,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from synergy.errors import UserError
 from synergy.stages import rl_critic, verl_keys
 from synergy.stages.memory import HOST_USABLE, LOGITS, USABLE, Cards, Model, Need
 
@@ -58,8 +57,6 @@ DEFAULTS = {TOKENS: 16384, CRITIC_TOKENS: 32768}
 """verl's, where a recipe has no such key."""
 CHOSEN = (*AWAY, PARALLEL, REFERENCE_DTYPE, TOKENS, CRITIC_TOKENS)
 """verl's keys that the rule fills in where they are null."""
-LOG_PROBS = tuple(f"{role}.log_prob_max_token_len_per_gpu" for role in (ROLLOUT, REFERENCE))
-"""Of those that only compute log-probabilities; without the key verl takes TOKENS."""
 ENOUGH = 20480
 """Tokens of a micro-batch with which the figures in benchmarks/results/h200.md were measured."""
 SMALLER = 1024
@@ -104,24 +101,6 @@ def chosen(told: Mapping[str, Any], of: Model | None, on: Cards) -> dict[str, An
 def longest(told: Mapping[str, Any]) -> int:
     """Tokens of the longest prompt and response."""
     return int(told["data.max_prompt_length"]) + int(told["data.max_response_length"])
-
-
-def check(settings: Mapping[str, Any]) -> None:
-    """Raises UserError for micro-batches that don't hold the longest sequence: verl tells it when one comes, after the rollouts
-    (utils/seqlen_balancing.py)."""
-    told, added = DEFAULTS | verl_keys.given(settings), verl_keys.flatten(settings["verl_add"])
-    wide = max(int(told.get(f"{ACTOR}.{part}ulysses_sequence_parallel_size") or 1) for part in ("", "fsdp_config."))
-    for key in (TOKENS, *LOG_PROBS, *([CRITIC_TOKENS] if rl_critic.wanted(told) else [])):
-        tokens, most = told.get(key), longest(told)
-        if told.get(f"{ACTOR}.use_dynamic_bsz") and tokens is not None and int(tokens) * wide < most:
-            prompt, response = (told[f"data.max_{part}_length"] for part in ("prompt", "response"))
-            rule = " (null: what the GPUs have room for)" if key in CHOSEN else ""
-            name = f"rl.{'verl_add' if key in added else 'verl'}.{key}"
-            raise UserError(
-                f"{name}={tokens}: a micro-batch would not hold the longest sequence, a prompt of {prompt} tokens "
-                f"(rl.verl.data.max_prompt_length) and a response of {response} (lengths); set it to {most} or more{rule}, or "
-                "lower one of these"
-            )
 
 
 def _micro(tokens: int) -> dict[str, int]:

@@ -142,7 +142,6 @@ def overrides(settings: Mapping[str, Any]) -> list[str]:
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:
     """Lets verl's own config files compose and resolve; starts nothing else (launch/plugins/verl_config.py)."""
     schedule.check_rl(stage.settings)
-    fit_rl.check(stage.settings)
     given = verl_keys.given(stage.settings)
     count, here = fit.cards(stage).count, len(machine.gpus())
     if needs.SETTING not in stage.settings and here and count > here:
@@ -192,12 +191,6 @@ def _rows(job: Job) -> int:
     return len(json.loads((job.inputs["data"] / "order.json").read_text()))
 
 
-def _filled(job: Job) -> dict[str, Any]:
-    """The rule's values, as keys of verl's command line."""
-    added = flatten(job.settings["verl_add"])
-    return {f"++{k}" if k in added else k: v for k, v in fit.filled(job.stage, job.inputs["base"]).items()}
-
-
 def total_steps(job: Job) -> int:
     """verl drops a last batch that is not full."""
     return _rows(job) // int(job.settings["verl"]["data"]["train_batch_size"])
@@ -236,7 +229,7 @@ def command(job: Job) -> Command | None:
         "trainer.experiment_name": job.key[:12],
         "trainer.default_local_dir": str(job.work / "checkpoints"),
         "trainer.resume_mode": "disable",
-        **_filled(job),
+        **fit.filled(job.stage, job.inputs["base"]),
         **attached,
         **schedule.verl_overrides(job.settings),
         **rl_critic.overrides(job.settings["verl"], job.inputs["model"]),
