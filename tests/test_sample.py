@@ -137,7 +137,8 @@ def test_engines_share_all_questions_and_repeat_none(tmp_path: Path, fake_vllm: 
     [
         ("Question", "gone.png", "record 'b': image"),
         ("Question", "torn.png", "record 'b' can't be asked: "),
-        ("word " * 600, None, "leaves no room for a response within sample.engine.max_model_len=512"),
+        ("word " * 600, None, "leaves no room for a response of 96 within sample.engine.max_model_len=512"),
+        ("12+3? " * 70, None, "its prompt makes 452 tokens and leaves no room for a response of 96"),
         ("This cannot be asked", None, "record 'b' can't be asked: The decoder prompt (length 99)"),
     ],
 )
@@ -159,7 +160,7 @@ def test_a_question_that_cannot_be_asked_is_one_message(
     )
     spec = {
         "model": str(lab.BASE), "records": str(tmp_path / "records.jsonl"), "ids": None, "n": 1, "seed": 0,
-        "sampling": {"seed": 0}, "instruction": None, "engine": {"max_model_len": 512}, "replicas": None,
+        "sampling": {"seed": 0, "max_tokens": 96}, "instruction": None, "engine": {"max_model_len": 512}, "replicas": None,
         "responses": str(tmp_path / "responses"),
     }  # fmt: skip
     (tmp_path / "spec.json").write_text(json.dumps(spec))

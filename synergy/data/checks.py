@@ -152,14 +152,20 @@ def prompts(
 
 
 def questions(
-    asked: Sequence[Record], visual: dict[str, int], words: Tokenizer, instruction: str | None, limit: int
+    asked: Sequence[Record],
+    visual: dict[str, int],
+    words: Tokenizer,
+    instruction: str | None,
+    limit: int,
+    response: int,
 ) -> None:
-    """Raises UserError when a prompt leaves no room for a response in vLLM's max_model_len: the engine would end there."""
+    """Raises UserError when a prompt and the longest response, in tokens, are more than vLLM's max_model_len: the engine would
+    cut the response short without a word, or end there if it left no room for any."""
     texts = words.encode_batch_fast([query(r.question, r.choices, instruction) for r in asked])
     for record, text in zip(asked, texts, strict=True):
         total = len(text.ids) + sum(visual[name] for name in record.images) + TEMPLATE_TOKENS
-        if total >= limit:
+        if total + response > limit:
             raise UserError(
-                f"record {record.id!r}: its prompt makes {total} tokens and leaves no room for a response within "
+                f"record {record.id!r}: its prompt makes {total} tokens and leaves no room for a response of {response} within "
                 f"sample.engine.max_model_len={limit}; raise that, or leave the record out"
             )

@@ -73,7 +73,8 @@ def check(spec: Mapping[str, Any], left: Sequence[Record]) -> None:
     model, limit = Path(spec["model"]), spec["engine"].get("max_model_len")
     visual = checks.images(left, Path(spec["records"]).parent, checks.grid(model), whole=False)
     if limit:
-        checks.questions(left, visual, checks.tokenizer(model), spec["instruction"], int(limit))
+        response = spec["sampling"].get("max_tokens", 16)  # vLLM's default
+        checks.questions(left, visual, checks.tokenizer(model), spec["instruction"], int(limit), response)
 
 
 def request(record: Record, processor: Any, media: Path, instruction: str | None) -> dict[str, Any]:
