@@ -40,9 +40,8 @@ def verl(overrides: list[str]) -> None:
     held = [policy.actor.ppo_max_token_len_per_gpu]
     held += [part.log_prob_max_token_len_per_gpu for part in (policy.rollout, policy.ref)]
     held += [critic.ppo_infer_max_token_len_per_gpu] if need_critic(config) else []
-    assert min(held) >= longest, (
-        "a micro-batch holds no longest sequence"
-    )  # seqlen_balancing.py asserts it, hours later
+    # seqlen_balancing.py asserts it, hours later
+    assert min(held) >= longest, "a micro-batch holds no longest sequence"
     omega_conf_to_dataclass(config.actor_rollout_ref.rollout)
     actor = omega_conf_to_dataclass(config.actor_rollout_ref.actor)
     assert (actor.engine.strategy, actor.engine.synergy_freeze_vision) == ("fsdp2", True), "the vision tower is trained"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -327,16 +326,6 @@ def test_an_engine_whose_weights_alone_are_too_much_is_refused(monkeypatch: pyte
     fit.check(plan("interleaved", *words, "+sample.engine.tensor_parallel_size=2")["passes"], lab.BASE)
 
 
-def test_a_container_may_have_less_memory_than_its_host(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for number, text in enumerate(("max\n", "1000000\n", str(2**63))):
-        (tmp_path / str(number)).write_text(text)
-    files = [tmp_path / str(number) for number in range(4)]
-    monkeypatch.setattr(machine, "CONTAINER_MEMORY", files)
-    assert machine.memory() == 1_000_000
-    monkeypatch.setattr(machine, "CONTAINER_MEMORY", [files[0], *files[2:]])
-    assert machine.memory() > 1e8
-
-
 def test_the_sizes_are_read_from_the_checkpoint(tmp_path: Path) -> None:
     found = memory.model(lab.BASE, frozen_vision=True)
     assert found is not None
@@ -349,38 +338,6 @@ def test_the_sizes_are_read_from_the_checkpoint(tmp_path: Path) -> None:
     broken = make_checkpoint(tmp_path / "broken")
     (broken / "config.json").write_text("{")
     assert memory.model(broken, True) is None and memory.model(tmp_path / "nowhere", True) is None
-
-
-@pytest.mark.parametrize(
-    ("said", "count", "memory"), [("A, of 3, 81559\nB, 40960\n", 2, 40960 * 2**20), ("A, [N/A]\n", 1, 0), ("", 0, 0)]
-)
-def test_nvidia_smi_is_asked_once_for_gpus_and_the_smallest_ones_memory(
-    monkeypatch: pytest.MonkeyPatch, said: str, count: int, memory: int
-) -> None:
-    asked = []
-
-    def nvidia_smi(argv: list[str], **_: Any) -> Any:
-        asked.append(argv)
-        return subprocess.CompletedProcess(argv, 0, stdout=said)
-
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(subprocess, "run", nvidia_smi)
-    machine.cards.cache_clear()
-    assert (len(machine.gpus()), machine.gpu_memory(), len(asked)) == (count, memory, 1)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert (machine.gpus(), machine.gpu_memory()) == ([], 0)
-    machine.cards.cache_clear()
-
-
-def test_a_driver_that_hangs_is_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nexec sleep 60\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr(machine, "SMI_SECONDS", 0.2)
-    machine.cards.cache_clear()
-    assert machine.cards() == ()
-    machine.cards.cache_clear()
 
 
 def test_more_gpus_than_there_are_is_one_message(monkeypatch: pytest.MonkeyPatch) -> None:

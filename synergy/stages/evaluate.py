@@ -47,28 +47,14 @@ def identity(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _deciding(args: Sequence[str]) -> list[str]:
     """Of the server's arguments, each with its values, sorted."""
-    return sorted(word for word in _words(args) if _name(word) not in HOW_FAST)
-
-
-def _words(args: Sequence[str]) -> list[str]:
-    """The server's arguments, each with its values in one word."""
     given: list[str] = []
     for word in args:
         if word.startswith("-") or not given:
             given.append(word)
         else:
             given[-1] += f"={word}"  # a value in a word of its own
-    return given
-
-
-def _name(word: str) -> str:
-    return word.partition("=")[0].lstrip("-").removeprefix("no-").replace("_", "-")
-
-
-def argument(args: Sequence[str], name: str) -> str | None:
-    """The value of one of the server's arguments; the last, if there are several."""
-    found = [word.partition("=")[2] for word in _words(args) if _name(word) == name]
-    return found[-1] if found else None
+    names = [word.partition("=")[0].lstrip("-").removeprefix("no-").replace("_", "-") for word in given]
+    return sorted(word for word, name in zip(given, names, strict=True) if name not in HOW_FAST)
 
 
 def check(stage: Stage, pythons: Mapping[str, str]) -> None:

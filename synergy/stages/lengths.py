@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from synergy.errors import UserError
-from synergy.stages import Stage, evaluate, fit_rl, rl_critic, verl_keys
+from synergy.stages import Stage, fit_rl, fit_vllm, rl_critic, verl_keys
 
 LONGER = "VLLM_ALLOW_LONG_MAX_MODEL_LEN"
 """By which vLLM starts with more than the model's context."""
@@ -44,13 +44,10 @@ def window(stage: Stage) -> Window | None:
         prompt, response = (told[f"data.max_{part}_length"] for part in ("prompt", "response"))
         what = f"a prompt of {prompt} tokens (rl.verl.data.max_prompt_length) and a response of {response} (lengths)"
         return Window(f"rl.verl.{key}", _number(told.get(key)), fit_rl.longest(told), what)
-    if stage.kind == "evaluate":
-        name, size = "evaluate.server: --max-model-len", evaluate.argument(settings["server"], "max-model-len")
-    elif stage.kind == "sample":
-        name, size = "sample.engine.max_model_len", settings["engine"].get("max_model_len")
-    else:
+    if stage.kind not in fit_vllm.KINDS:
         return None
-    most = settings["sampling"]["max_tokens"]
+    name = "evaluate.server: --max-model-len" if stage.kind == "evaluate" else "sample.engine.max_model_len"
+    size, most = fit_vllm.told(stage).get("max-model-len"), settings["sampling"]["max_tokens"]
     return Window(name, _number(size), most + 1, f"a question and {most} tokens (sampling.max_tokens)")
 
 

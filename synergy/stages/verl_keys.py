@@ -18,9 +18,7 @@ def flatten(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
 
 def given(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of an RL stage, dotted: of verl's own YAML, of what it lacks there, and the length of the stage's responses."""
-    length = (
-        {} if "max_response_length" not in settings else {"data.max_response_length": settings["max_response_length"]}
-    )
+    length = {"data.max_response_length": settings["max_response_length"]}
     return flatten(settings["verl"]) | flatten(settings["verl_add"]) | length
 
 
